@@ -1,0 +1,240 @@
+"""The layout of a data set in object storage, and its commit protocol.
+
+    <root>/dataset.json                    what it is; written last: the data set is complete
+    <root>/index.json                      the tars and their counts, as ``wids`` and other WebDataset readers take them
+    <root>/shards/00042-<sha256[:12]>.tar  immutable, named by its content
+    <root>/manifests/00042.json            the commit: a shard counts when its manifest exists
+    <root>/quarantine/00042.parquet        what was left out of the shard, with the reason
+    <root>/embeddings/<recogniser>/        a data set of the same layout whose shards are parquet
+
+A manifest is written by one conditional PUT, so of any number of live attempts exactly one commits a shard. The data is there before
+its manifest and never changes after it. For every shard and for the whole, samples in = samples out + quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cluster.shard import Rejected, ShardError, sha256_hex, write_ledger
+from cluster.store import AlreadyExists, NotFound, Store, StoreError, join_url, open_store
+
+SCHEMA = 1
+IO_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The identities of one shard: how many, the smallest and the largest label. All zero and -1 where there is none."""
+
+    count: int = 0
+    first: int = -1
+    last: int = -1
+
+    @classmethod
+    def of(cls, labels: Iterable[int]) -> Labels:
+        """Summarise labels, repeated or not."""
+        distinct = set(labels)
+        return cls(len(distinct), min(distinct), max(distinct)) if distinct else cls()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The commit of one shard.
+
+    Attributes:
+        shard: its name, five or more digits.
+        file: key of its data below the root, or None when nothing of the shard could be used.
+        samples_in, samples, quarantined: samples_in == samples + quarantined.
+        fingerprint: sha256 of the configuration and input that made it.
+        attempt: the one try of a job that committed it.
+        seconds: time by step, for the report; not part of any identity.
+        failure: why a poison shard was given up, else None.
+    """
+
+    shard: str
+    file: str | None
+    sha256: str | None
+    bytes: int
+    samples_in: int
+    samples: int
+    quarantined: int
+    identities: Labels
+    fingerprint: str
+    attempt: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    failure: str | None = None
+
+    def to_bytes(self) -> bytes:
+        """The manifest as the JSON that is stored."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """The inverse. Raises StoreError naming ``where`` for anything that is no manifest of this version."""
+        try:
+            fields = json.loads(data)
+            return cls(**{**fields, "identities": Labels(**fields["identities"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{where} is not a manifest of schema {SCHEMA}: {error}", fatal=True) from None
+
+
+@dataclass(frozen=True)
+class ShardData:
+    """What a processor made of one shard, not yet committed."""
+
+    payload: bytes | None
+    samples: int
+    identities: Labels
+    rejected: Sequence[Rejected] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    failure: str | None = None
+
+
+class Dataset:
+    """A data set at ``url``; ``suffix`` is the extension of its shards (``.tar``, or ``.parquet`` for embeddings)."""
+
+    def __init__(self, url: str, suffix: str = ".tar") -> None:
+        self.store: Store = open_store(url)
+        self.url = self.store.url
+        self.suffix = suffix
+
+    def embeddings(self, recognizer: str) -> Dataset:
+        """The data set of this one's embeddings by the named recogniser."""
+        return Dataset(join_url(self.url, "embeddings", recognizer), ".parquet")
+
+    def names(self) -> list[str]:
+        """Names of the committed shards, by one listing."""
+        keys = (stored.key for stored in self.store.list("manifests/"))
+        return sorted(key.removeprefix("manifests/").removesuffix(".json") for key in keys if key.endswith(".json"))
+
+    def manifest(self, shard: str) -> Manifest:
+        """The manifest of a committed shard. Raises NotFound."""
+        key = f"manifests/{shard}.json"
+        return Manifest.from_bytes(self.store.get(key), join_url(self.url, key))
+
+    def manifests(self, shards: Sequence[str] | None = None) -> list[Manifest]:
+        """Many manifests, read in parallel, in the order of their names."""
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            return list(pool.map(self.manifest, self.names() if shards is None else shards))
+
+    def read(self, manifest: Manifest) -> bytes:
+        """A shard's bytes, checked against its manifest. Raises ShardError when they differ, NotFound when there are none."""
+        if manifest.file is None:
+            return b""
+        data = self.store.get(manifest.file)
+        if len(data) != manifest.bytes or sha256_hex(data) != manifest.sha256:
+            raise ShardError(
+                f"{self.url}/{manifest.file} is not what its manifest says ({len(data)} bytes, {manifest.bytes} expected; sha256 checked): "
+                f"the object was changed or damaged. Delete manifests/{manifest.shard}.json and the object, and run its job again."
+            )
+        return data
+
+    def commit(self, shard: str, data: ShardData, *, fingerprint: str, attempt: str, seconds: Mapping[str, float]) -> Manifest:
+        """Publish a shard: data, then ledger, then the manifest by conditional PUT.
+
+        Returns:
+            The manifest that counts: ours, or that of another attempt that was first (whose bytes ours must not outlive).
+        """
+        file = digest = None
+        started = time.perf_counter()
+        if data.payload is not None:
+            digest = sha256_hex(data.payload)
+            file = f"shards/{shard}-{digest[:12]}{self.suffix}"
+            self.store.put(file, data.payload)
+        if data.rejected:
+            self.store.put(f"quarantine/{shard}.parquet", write_ledger(data.rejected))
+        quarantined = sum(row.num_samples for row in data.rejected)
+        manifest = Manifest(
+            shard=shard,
+            file=file,
+            sha256=digest,
+            bytes=len(data.payload or b""),
+            samples_in=data.samples + quarantined,
+            samples=data.samples,
+            quarantined=quarantined,
+            identities=data.identities,
+            fingerprint=fingerprint,
+            attempt=attempt,
+            seconds={step: round(value, 4) for step, value in {**seconds, "publish": time.perf_counter() - started}.items()},
+            counts=dict(data.counts),
+            failure=data.failure,
+        )
+        return self.publish(manifest)
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Write a manifest unless there is one; a loser whose bytes differ deletes its own. Returns the manifest that counts."""
+        try:
+            self.store.put(f"manifests/{manifest.shard}.json", manifest.to_bytes(), if_absent=True)
+            return manifest
+        except AlreadyExists:
+            winner = self.manifest(manifest.shard)  # perhaps our own, when only the answer to the PUT was lost
+            if manifest.file is not None and winner.file != manifest.file:
+                self.store.delete(manifest.file)
+            return winner
+
+    def finish(self, kind: str, lineage: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
+        """Write index.json and then dataset.json from the manifests. Returns the latter's content, which holds no time or attempt:
+        the same work gives the same dataset.json."""
+        shards = [
+            {"url": m.file, "nsamples": m.samples, "filesize": m.bytes, "sha256": m.sha256} for m in manifests if m.file is not None
+        ]
+        index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
+        self.store.put("index.json", _json_bytes(index))
+        description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "released": False, "lineage": dict(lineage)}
+        self.store.put("dataset.json", _json_bytes(description))
+        return description
+
+    def description(self) -> dict[str, Any]:
+        """The content of dataset.json.
+
+        Raises:
+            StoreError: there is none (the data set is unfinished, or is none), or it is of another schema.
+        """
+        try:
+            content = json.loads(self.store.get("dataset.json"))
+        except NotFound:
+            state = "is unfinished: run the job that writes it again" if self._begun() else "holds no data set"
+            raise StoreError(f"{self.url} {state} (no dataset.json)", fatal=True) from None
+        if content.get("schema") != SCHEMA:
+            raise StoreError(f"{self.url}/dataset.json has schema {content.get('schema')}, this version reads {SCHEMA}", fatal=True)
+        return content
+
+    def _begun(self) -> bool:
+        return next(iter(self.store.list("manifests/")), None) is not None
+
+
+def totals(manifests: Sequence[Manifest]) -> dict[str, int | None]:
+    """The accounting of many shards. ``identities`` is None when labels are spread over shards so that manifests cannot count them."""
+    return {
+        "shards": sum(m.file is not None for m in manifests),
+        "samples_in": sum(m.samples_in for m in manifests),
+        "samples": sum(m.samples for m in manifests),
+        "quarantined": sum(m.quarantined for m in manifests),
+        "bytes": sum(m.bytes for m in manifests),
+        "identities": _count_identities([m.identities for m in manifests if m.identities.count]),
+    }
+
+
+def _count_identities(labels: Sequence[Labels]) -> int | None:
+    """Distinct identities where they run through the shards in order, so that only neighbours can share one."""
+    count = 0
+    for i, here in enumerate(labels):
+        if i and here.first < labels[i - 1].last:
+            return None
+        count += here.count - (i > 0 and here.first == labels[i - 1].last)
+    return count
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON-able configuration, keys sorted."""
+    return sha256_hex(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,191 @@
+"""The one way every shard-wise job runs: units of work through a processor into a data set, resumable.
+
+The driver lists the units, takes away those whose manifest is there, and hands the rest out by name to a pool of Ray actors; no image
+passes through the driver or Ray's object store. A worker holds a few units at once: it fetches one and publishes another while it
+computes a third, so that storage hides behind the device, and memory is bounded by the units in flight.
+
+An error is fatal (wrong credentials, no such bucket, weights that do not load: the run ends with it), transient (storage does not answer:
+everything waits) or charged to its unit, which is tried again; a unit that fails ``max_failures`` times is quarantined whole, with the
+evidence. A unit under suspicion runs alone on its worker, so that a crash is charged to the culprit. A lost node or a preemption is
+charged to no unit.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
+from cluster.processor import Processor, Unit, UnitT
+from cluster.progress import Progress
+from cluster.scheduler import Interrupted, Scheduler, StageError
+from cluster.shard import Rejected
+from cluster.store import require_conditional_put
+from cluster.worker import Worker
+
+__all__ = ["Interrupted", "Processor", "StageError", "StageOptions", "StageResult", "Unit", "run_stage"]
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage runs; nothing here changes a byte of its output.
+
+    Attributes:
+        num_workers: actors; 0 asks for as many as fit the cluster.
+        cpus_per_worker: CPU cores, and threads, of one worker.
+        gpus_per_worker: GPUs of one worker, fractions allowed.
+        in_flight: units a worker holds at once: one computing, the others being fetched or published.
+        max_failures: failures after which a unit is quarantined whole.
+    """
+
+    num_workers: int = 0
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    in_flight: int = 3
+    max_failures: int = 3
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did.
+
+    Attributes:
+        description: the content of dataset.json.
+        committed, resumed: shards committed by this run, and found committed by earlier ones.
+        samples: samples committed by this run.
+        seconds: duration of this run.
+        failed_shards: shards quarantined whole.
+    """
+
+    description: dict[str, Any]
+    committed: int
+    resumed: int
+    samples: int
+    seconds: float
+    failed_shards: Sequence[str]
+
+
+def run_stage(
+    processor: Processor[UnitT],
+    units: Sequence[UnitT],
+    output: Dataset,
+    *,
+    name: str,
+    kind: str,
+    parent: Mapping[str, Any] | None = None,
+    options: StageOptions | None = None,
+) -> StageResult:
+    """Run ``processor`` over ``units`` into ``output`` and complete the data set. Ray must be connected.
+
+    Units whose manifest is already there are not done again. The same units, processor and input give the same shards whatever the
+    options. ``name`` is shown beside the progress bar, ``kind`` and ``parent`` go to dataset.json.
+
+    Raises:
+        StageError: a fatal error, or the output holds other work.
+        Interrupted: SIGTERM or SIGINT; everything in hand was committed.
+        StoreError: the output cannot be written, or ignores conditional PUTs.
+    """
+    options = options or StageOptions()
+    require_conditional_put(output.store)
+    mark = fingerprint({"config": processor.describe(), "units": [(unit.name, unit.num_samples) for unit in units], "parent": parent})
+    committed = set(output.names())
+    _refuse_other_work(output, committed, units, mark)
+    todo = [unit for unit in units if unit.name not in committed]
+    attempt = uuid.uuid4().hex[:12]
+    started, samples = time.perf_counter(), 0
+    scheduler = Scheduler(
+        _worker_factory(processor, output, attempt, mark, options),
+        todo,
+        _giver_up(output, attempt, mark),
+        in_flight=options.in_flight,
+        max_failures=options.max_failures,
+    )
+    with Progress(name, units, committed) as progress, _draining(scheduler.stop):
+        for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
+            samples += manifest.samples
+            progress.advance(manifest)
+    manifests = output.manifests()
+    _require_own_work(output, manifests, mark)
+    lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
+    description = output.finish(kind, lineage, manifests)
+    failed = [manifest.shard for manifest in manifests if manifest.failure]
+    return StageResult(description, len(todo), len(units) - len(todo), samples, time.perf_counter() - started, failed)
+
+
+def _worker_factory(
+    processor: Processor[Any], output: Dataset, attempt: str, mark: str, options: StageOptions
+) -> Callable[[], Any]:
+    """Makes actors of the stage; each call starts one."""
+    actor = ray.remote(Worker).options(
+        num_cpus=options.cpus_per_worker,
+        num_gpus=options.gpus_per_worker,
+        max_concurrency=options.in_flight + 1,
+        max_restarts=0,  # the scheduler replaces a dead worker itself, so that it knows what was in its hands
+    )
+    shared = ray.put(processor)
+    return lambda: actor.remote(shared, output.url, output.suffix, attempt, mark, options.cpus_per_worker)
+
+
+def _giver_up(output: Dataset, attempt: str, mark: str) -> Callable[[Unit, Sequence[str]], Manifest]:
+    """Commits a shard that cannot be done as one ledger row that stands for all its samples."""
+
+    def give_up(unit: Unit, errors: Sequence[str]) -> Manifest:
+        evidence = " | ".join(dict.fromkeys(errors))[:2000]
+        row = Rejected(unit.name, "failed-shard", evidence, 0, None, max(unit.num_samples, 1))
+        data = ShardData(None, 0, Labels(), [row], failure=evidence)
+        return output.commit(unit.name, data, fingerprint=mark, attempt=attempt, seconds={})
+
+    return give_up
+
+
+def _fitting_workers(options: StageOptions) -> int:
+    """How many workers the cluster's resources hold, at least one (which then waits for an autoscaler)."""
+    resources = ray.cluster_resources()
+    fits = [resources.get("CPU", 0.0) / options.cpus_per_worker] if options.cpus_per_worker else []
+    fits += [resources.get("GPU", 0.0) / options.gpus_per_worker] if options.gpus_per_worker else []
+    return max(1, int(min(fits, default=1)))
+
+
+def _refuse_other_work(output: Dataset, committed: set[str], units: Sequence[Unit], mark: str) -> None:
+    """Raise StageError when the output already holds shards of another input or configuration."""
+    unknown = committed - {unit.name for unit in units}
+    if unknown:
+        raise StageError(f"{output.url} holds shards that are not of this input ({sorted(unknown)[:3]} ...): choose another output")
+    _require_own_work(output, output.manifests(sorted(committed)[:1]), mark)
+
+
+def _require_own_work(output: Dataset, manifests: Sequence[Manifest], mark: str) -> None:
+    other = [manifest.shard for manifest in manifests if manifest.fingerprint != mark]
+    if other:
+        raise StageError(
+            f"{output.url} holds shards of another run ({other[:3]}: other input, weights, seed or options): choose another output, "
+            "or repeat the run with the settings it was begun with"
+        )
+
+
+@contextmanager
+def _draining(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT ask the stage to finish what is in hand; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread: a job that runs elsewhere is stopped by its owner
+        return
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,70 @@
+"""The actor of a stage: runs one processor over the units that the driver names."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.dataset import Dataset, Manifest
+from cluster.processor import Processor, Unit
+from cluster.store import NotFound, StoreError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker says of one unit."""
+
+    manifest: Manifest | None
+    error: str = ""
+    fatal: bool = False
+    transient: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker says when it has started: its Ray node, and why it cannot work (empty: it can)."""
+
+    node: str
+    error: str = ""
+
+
+class Worker:
+    """The actor that runs one processor over units, several at a time in threads."""
+
+    def __init__(self, processor: Processor[Any], url: str, suffix: str, attempt: str, fingerprint: str, threads: int) -> None:
+        self._processor, self._threads = processor, threads
+        self._dataset_at = (url, suffix)
+        self._attempt, self._fingerprint = attempt, fingerprint
+        self._computing = threading.Lock()
+
+    def open(self) -> Opened:
+        """Load the processor."""
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            self._dataset = Dataset(*self._dataset_at)
+            self._processor.open(self._threads)
+        except Exception as error:  # reported by the driver, where the user reads it
+            return Opened(node, str(error) or type(error).__name__)
+        return Opened(node)
+
+    def run(self, unit: Unit) -> Outcome:
+        """Fetch, compute and commit one unit."""
+        try:
+            started = time.perf_counter()
+            fetched = self._processor.fetch(unit)
+            seconds = {"fetch": time.perf_counter() - started}
+            with self._computing:
+                started = time.perf_counter()
+                data = self._processor.compute(unit, fetched)
+                seconds["compute"] = time.perf_counter() - started
+            del fetched
+            commit = {"fingerprint": self._fingerprint, "attempt": self._attempt, "seconds": seconds}
+            return Outcome(self._dataset.commit(unit.name, data, **commit))
+        except StoreError as error:
+            return Outcome(None, str(error), fatal=error.fatal, transient=not error.fatal and not isinstance(error, NotFound))
+        except Exception as error:  # whatever one shard does to the code, it costs that shard
+            return Outcome(None, f"{type(error).__name__}: {error}")

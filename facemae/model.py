@@ -1,0 +1,274 @@
+"""The masked autoencoder: a timm vision transformer that sees a few patches of a face and draws all of them.
+
+Layout from MAE (He et al., arXiv 2111.06377), which FaceMAE trains with another loss (arXiv 2205.11090). Our reading, as
+no sizes were published: 112-pixel faces, patches of 8 or 16, no class token (nothing here reads one: the loss sees pixels
+only), and the hidden patches are dropped before the first layer, so that no hidden pixel can influence the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import register_model
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a masked autoencoder.
+
+    Raises:
+        ValueError: the patches do not tile the picture, or a width does not divide into its heads and 4 (2-D sin-cos).
+    """
+
+    name: str
+    encoder_dim: int
+    encoder_depth: int
+    encoder_heads: int
+    decoder_dim: int
+    decoder_depth: int
+    decoder_heads: int
+    patch_size: int = 16
+    img_size: int = 112
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.img_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not tile a picture of {self.img_size} pixels")
+        for part, dim, heads in (
+            ("encoder", self.encoder_dim, self.encoder_heads),
+            ("decoder", self.decoder_dim, self.decoder_heads),
+        ):
+            if dim % heads or dim % 4:
+                raise ValueError(f"{part}_dim {dim} must be a multiple of {part}_heads {heads} and of 4")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one picture."""
+        return self.grid_size**2
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encodes the visible patches alone and decodes every patch (MAE, arXiv 2111.06377).
+
+    Output pixels come from the decoder for all patches; a visible patch is never pasted back (our reading of FaceMAE).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        patch_dim = 3 * a.patch_size**2
+        self.encoder_embed = nn.Linear(patch_dim, a.encoder_dim)
+        self.encoder_blocks = _blocks(a.encoder_dim, a.encoder_depth, a.encoder_heads, a.mlp_ratio)
+        self.encoder_norm = nn.LayerNorm(a.encoder_dim, eps=1e-6)
+        self.decoder_embed = nn.Linear(a.encoder_dim, a.decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, a.decoder_dim))
+        self.decoder_blocks = _blocks(a.decoder_dim, a.decoder_depth, a.decoder_heads, a.mlp_ratio)
+        self.decoder_norm = nn.LayerNorm(a.decoder_dim, eps=1e-6)
+        self.decoder_head = nn.Linear(a.decoder_dim, patch_dim)
+        # fixed and computed from the sizes, so not among the weights
+        grid = [a.grid_size, a.grid_size]
+        self.register_buffer("encoder_pos", build_sincos2d_pos_embed(grid, a.encoder_dim)[None], persistent=False)
+        self.register_buffer("decoder_pos", build_sincos2d_pos_embed(grid, a.decoder_dim)[None], persistent=False)
+        self.apply(_init_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Reconstructs whole pictures from their visible patches.
+
+        Args:
+            images: float (N, 3, S, S) in [-1, 1]. Hidden patches are never read.
+            visible: int64 (N, V) indices of the visible patches, row by row from the top left.
+
+        Returns:
+            float (N, 3, S, S), not clamped: all patches from the decoder.
+
+        Raises:
+            ValueError: the pictures have another size than the model.
+        """
+        size = self.architecture.img_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pictures of shape {tuple(images.shape)} for {self.architecture.name}: give (N, 3, {size}, {size})"
+            )
+        tokens = self.encode(images, visible)
+        return self._unpatchify(self.decode(tokens, visible))
+
+    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Returns features (N, V, encoder_dim) of the visible patches; arguments as in `forward`."""
+        patches = torch.take_along_dim(self._patchify(images), visible[:, :, None], dim=1)
+        tokens = self.encoder_embed(patches) + self.encoder_pos[0, visible]
+        return self.encoder_norm(self.encoder_blocks(tokens))
+
+    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Returns pixels (N, P, patch_size^2 * 3) of all patches from features (N, V, encoder_dim) of the visible ones."""
+        known = self.decoder_embed(tokens)
+        num_pictures, num_patches, dim = len(tokens), self.architecture.num_patches, self.architecture.decoder_dim
+        everything = self.mask_token.to(known.dtype).expand(num_pictures, num_patches, dim)
+        everything = everything.scatter(1, visible[:, :, None].expand(-1, -1, dim), known)
+        return self.decoder_head(self.decoder_norm(self.decoder_blocks(everything + self.decoder_pos)))
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the parameters that weight decay must leave alone beside biases and norms (a timm convention)."""
+        return {"mask_token"}
+
+    def _patchify(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, P, patch_size^2 * 3), channels last within a patch."""
+        grid, patch = self.architecture.grid_size, self.architecture.patch_size
+        patches = images.reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
+        return patches.reshape(-1, grid * grid, patch * patch * 3)
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        """(N, P, patch_size^2 * 3) -> (N, 3, S, S)."""
+        grid, patch = self.architecture.grid_size, self.architecture.patch_size
+        images = patches.reshape(-1, grid, grid, patch, patch, 3).permute(0, 5, 1, 3, 2, 4)
+        return images.reshape(-1, 3, grid * patch, grid * patch)
+
+    def save_pretrained(self, folder: str | Path) -> str:
+        """Writes model.safetensors and, last, config.json: the architecture and the sha256 of the weights.
+
+        Returns:
+            The sha256 of model.safetensors, in hex.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.state_dict().items()}
+        weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+        save_file(tensors, weights.with_suffix(".tmp"))
+        sha256 = _sha256(weights.with_suffix(".tmp"))
+        facts = {"architecture": self.architecture.name, **dataclasses.asdict(self.architecture), "sha256": sha256}
+        del facts["name"]
+        config.with_suffix(".tmp").write_text(json.dumps(facts, indent=2) + "\n")
+        os.replace(weights.with_suffix(".tmp"), weights)
+        os.replace(config.with_suffix(".tmp"), config)
+        return sha256
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, expected_sha256: str | None = None) -> MaskedAutoencoder:
+        """Loads a folder written by `save_pretrained`, on the CPU and in evaluation mode.
+
+        Args:
+            folder: holds model.safetensors and config.json.
+            expected_sha256: what the weights must hash to, on top of what config.json says.
+
+        Raises:
+            FileNotFoundError: the folder is missing or is not a weights folder.
+            ValueError: config.json is not ours, a sha256 differs, or the weights belong to another architecture.
+        """
+        folder = Path(folder)
+        architecture, recorded = _read_config(folder)
+        actual = _sha256(folder / WEIGHTS_FILE)
+        for source, wanted in ((CONFIG_FILE, recorded), ("the caller", expected_sha256)):
+            if wanted is not None and wanted != actual:
+                raise ValueError(
+                    f"{folder / WEIGHTS_FILE} has sha256 {actual}, but {source} expects {wanted}: "
+                    "the weights are damaged or not the ones meant; copy the whole folder again"
+                )
+        model = cls(architecture)
+        model.load_state_dict(_read_weights(folder, model))
+        return model.eval()
+
+
+def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
+    norm = lambda width, **kwargs: nn.LayerNorm(width, eps=1e-6, **kwargs)  # noqa: E731
+    return nn.Sequential(*(Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+
+
+def _init_linear(module: nn.Module) -> None:
+    """MAE's initialisation: xavier uniform weights, zero biases; LayerNorm starts at identity by itself."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _read_config(folder: Path) -> tuple[Architecture, str]:
+    for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE):
+        if not path.is_file():
+            reason = "holds no " + path.name if folder.is_dir() else "is not a folder"
+            raise FileNotFoundError(f"{folder} {reason}: give a weights folder written by save_pretrained")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        sha256 = config.pop("sha256")
+        return Architecture(name=config.pop("architecture"), **config), sha256
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} does not describe a masked autoencoder: {error!r}") from error
+
+
+def _read_weights(folder: Path, model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Reads the tensors and compares names and shapes with the model's, to name the first that differs."""
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        wanted = tuple(expected[name].shape) if name in expected else "absent"
+        found = tuple(tensors[name].shape) if name in tensors else "absent"
+        if wanted != found:
+            raise ValueError(
+                f"{path} holds weights of another architecture than {model.architecture.name} in {CONFIG_FILE}: "
+                f"tensor {name} is {found}, expected {wanted}"
+            )
+    return tensors
+
+
+SIZES: dict[str, dict[str, int]] = {
+    size: dict(
+        encoder_dim=encoder[0], encoder_depth=encoder[1], encoder_heads=encoder[2],
+        decoder_dim=decoder[0], decoder_depth=decoder[1], decoder_heads=decoder[2],
+    )
+    for size, encoder, decoder in (
+        ("tiny", (192, 6, 3), (128, 4, 4)),
+        ("small", (384, 12, 6), (256, 4, 8)),
+        ("base", (768, 12, 12), (512, 8, 16)),
+        ("large", (1024, 24, 16), (512, 8, 16)),
+    )
+}  # fmt: skip
+
+
+def _register(size: str, patch_size: int) -> None:
+    """Registers facemae_SIZE_patchP_112 with timm: `timm.create_model(name)` builds it with random weights."""
+
+    def entrypoint(pretrained: bool = False, **overrides: Any) -> MaskedAutoencoder:
+        for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them to every entry
+            overrides.pop(unused, None)
+        if pretrained:
+            raise ValueError(
+                f"{name} has no published weights: train it, then MaskedAutoencoder.from_pretrained(folder)"
+            )
+        return MaskedAutoencoder(dataclasses.replace(architecture, **overrides))
+
+    name = f"facemae_{size}_patch{patch_size}_112"
+    architecture = Architecture(name, patch_size=patch_size, **SIZES[size])
+    entrypoint.__name__ = name
+    register_model(entrypoint)
+
+
+for _size in SIZES:
+    for _patch_size in (8, 16):
+        _register(_size, _patch_size)

@@ -1,0 +1,89 @@
+"""Writing a torch recogniser as an ONNX file with its sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+
+def export_onnx(
+    net: nn.Module,
+    path: str | Path,
+    name: str | None = None,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> str:
+    """Write FILE.onnx (any number of pictures a call, weights inside) and FILE.json beside it.
+
+    `OnnxRecognizer.load` reads the pair, and `differentiable()` turns it back into a torch network. The same weights
+    give the same bytes. The network is exported in eval mode and left in the mode it had.
+
+    Args:
+        net: takes (N, 3, 112, 112) float32, returns (N, dim).
+        path: FILE.onnx.
+        name: the recogniser's name in reports; the file's stem by default.
+        mean: three floats, taken off value/255; the default with `std` maps pictures to [-1, 1], what `CompactNet` wants.
+        std: three floats that the difference is divided by.
+
+    Returns:
+        The sha256 of FILE.onnx.
+
+    Raises:
+        ValueError: the path does not end in .onnx.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path}: an ONNX recogniser must be named FILE.onnx, its sidecar will be FILE.json")
+    was_training = net.training
+    try:
+        model = _export(net.eval())
+    finally:
+        net.train(was_training)
+    data = model.SerializeToString(deterministic=True)
+    sidecar = {
+        "name": name or path.stem,
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    path.write_bytes(data)
+    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
+    return str(sidecar["sha256"])
+
+
+def _export(net: nn.Module) -> onnx.ModelProto:
+    """The ONNX graph of a network, free of anything but the network."""
+    device = next(net.parameters()).device
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                net,
+                (torch.zeros(2, 3, 112, 112, device=device),),
+                input_names=["input"],
+                output_names=["embedding"],
+                dynamic_shapes=({0: "n"},),
+                opset_version=18,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    # The exporter notes its stack traces, with the paths of this machine, beside every node.
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model

@@ -73,6 +73,8 @@ class MaskedAutoencoder(nn.Module):
     Output pixels come from the decoder for all patches; a visible patch is never pasted back (our reading of FaceMAE).
     """
 
+    weights_sha256: str | None = None  # of the file last saved or loaded
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture
@@ -160,6 +162,7 @@ class MaskedAutoencoder(nn.Module):
         config.with_suffix(".tmp").write_text(json.dumps(facts, indent=2) + "\n")
         os.replace(weights.with_suffix(".tmp"), weights)
         os.replace(config.with_suffix(".tmp"), config)
+        self.weights_sha256 = sha256
         return sha256
 
     @classmethod
@@ -185,7 +188,19 @@ class MaskedAutoencoder(nn.Module):
                 )
         model = cls(architecture)
         model.load_state_dict(_read_weights(folder, model))
+        model.weights_sha256 = actual
         return model.eval()
+
+
+def to_tensor(pictures: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]: value / 127.5 - 1, channels last in memory, no transpose."""
+    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_pictures(images: Tensor) -> Tensor:
+    """float (N, 3, H, W), clamped to [-1, 1] -> uint8 (N, H, W, 3), rounded to nearest (half to even)."""
+    values = (images.float() + 1.0).mul_(127.5).clamp_(0.0, 255.0).round_()
+    return values.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:

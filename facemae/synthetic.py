@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from facemae.synthetic_scene import Floats, Params, Scene
 
-CHUNK = 8  # images drawn at once; a few of their planes fit a core's cache together
+CHUNK = 16  # images drawn at once; a few of their planes fit a core's cache together
 
 # name -> (low, high) of a uniform draw, in template pixels, shares of one or radians unless said otherwise
 IDENTITY = {

@@ -13,6 +13,8 @@ import onnx
 import torch
 from torch import nn
 
+from facemae.recognizer.onnx import check_normalisation
+
 
 def export_onnx(
     net: nn.Module,
@@ -37,11 +39,12 @@ def export_onnx(
         The sha256 of FILE.onnx.
 
     Raises:
-        ValueError: the path does not end in .onnx.
+        ValueError: the path does not end in .onnx, or mean or std is not on the scale of value/255.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: an ONNX recogniser must be named FILE.onnx, its sidecar will be FILE.json")
+    mean, std = check_normalisation(mean, std, str(path))
     was_training = net.training
     try:
         model = _export(net.eval())
@@ -50,8 +53,8 @@ def export_onnx(
     data = model.SerializeToString(deterministic=True)
     sidecar = {
         "name": name or path.stem,
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
+        "mean": list(mean),
+        "std": list(std),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     path.write_bytes(data)

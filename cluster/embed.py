@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.pictures import decoded
+from cluster.lookahead import decoded
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, read_samples
 from facemae.recognizer import OnnxRecognizer

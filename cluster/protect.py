@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cluster.dataset import Dataset, Labels, ShardData
+from cluster.lookahead import Batch, ahead_map, decoded
 from cluster.picture import JPEG_QUALITY, encode
-from cluster.pictures import Batch, ahead_map, decoded
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter, read_samples
 from facemae.protection import create_protection

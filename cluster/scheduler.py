@@ -67,8 +67,7 @@ class Scheduler:
                 self._hire(num_workers)
                 self._dispatch()
                 refs = [ref for lane in self._lanes for ref in ([lane.opening] if lane.opening else lane.units)]
-                ready, _ = ray.wait(refs, num_returns=1, timeout=0.5) if refs else ([], time.sleep(0.2))
-                for ref in ready:
+                for ref in ray.wait(refs, num_returns=1, timeout=0.5)[0] if refs else _idle():
                     manifest = self._settle(ref)
                     if manifest is not None:
                         yield manifest
@@ -167,10 +166,16 @@ class Scheduler:
         if lost_node:
             self._pending.extendleft(units)
         elif len(units) == 1:
-            return self._charge(units[0], "the worker process died while it worked on this shard (out of memory, or a crash in native code)")
+            return self._charge(units[0], "the worker died on this shard (out of memory, or a crash in native code)")
         else:
             self._suspects.extend(units)
         return None
+
+
+def _idle() -> list[ray.ObjectRef]:
+    """Nothing can be waited for just now: all dispatch is paused."""
+    time.sleep(0.2)
+    return []
 
 
 def _is_alive(node: str) -> bool:

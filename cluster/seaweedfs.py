@@ -66,7 +66,8 @@ def seaweedfs(folder: Path) -> Iterator[Endpoint]:
     config.write_text(json.dumps({"identities": [identity]}))
     # SeaweedFS by default listens everywhere, reports home, and makes buckets that are only read
     ports = f"-s3.port={s3} -master.port={master} -volume.port={volume} -filer.port={filer} -admin.port={admin}"
-    quiet = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false -s3.iam=false -s3.autoCreateBucket=false"
+    quiet = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"
+    quiet += " -s3.iam=false -s3.autoCreateBucket=false"
     command = [program, "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     environment = {**os.environ, "GOMEMLIMIT": "400MiB", "GOGC": "50"}
     with (folder / "weed.log").open("wb") as log:

@@ -179,9 +179,7 @@ _SCHEMA = pa.schema(
 
 def write_ledger(rows: Iterable[Rejected]) -> bytes:
     """The quarantine rows of one shard as parquet."""
-    table = pa.Table.from_pylist(
-        [{name: getattr(row, name) for name in _SCHEMA.names} for row in rows], schema=_SCHEMA
-    )
+    table = pa.Table.from_pylist([{name: getattr(row, name) for name in _SCHEMA.names} for row in rows], schema=_SCHEMA)
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()

@@ -120,9 +120,7 @@ def run_stage(
     return StageResult(description, len(todo), len(units) - len(todo), samples, time.perf_counter() - started, failed)
 
 
-def _worker_factory(
-    processor: Processor[Any], output: Dataset, attempt: str, mark: str, options: StageOptions
-) -> Callable[[], Any]:
+def _worker_factory(processor: Processor[Any], output: Dataset, attempt: str, mark: str, options: StageOptions) -> Callable[[], Any]:
     """Makes actors of the stage; each call starts one."""
     actor = ray.remote(Worker).options(
         num_cpus=options.cpus_per_worker,

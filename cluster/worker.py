@@ -62,8 +62,8 @@ class Worker:
                 data = self._processor.compute(unit, fetched)
                 seconds["compute"] = time.perf_counter() - started
             del fetched
-            commit = {"fingerprint": self._fingerprint, "attempt": self._attempt, "seconds": seconds}
-            return Outcome(self._dataset.commit(unit.name, data, **commit))
+            mark, attempt = self._fingerprint, self._attempt
+            return Outcome(self._dataset.commit(unit.name, data, fingerprint=mark, attempt=attempt, seconds=seconds))
         except StoreError as error:
             return Outcome(None, str(error), fatal=error.fatal, transient=not error.fatal and not isinstance(error, NotFound))
         except Exception as error:  # whatever one shard does to the code, it costs that shard

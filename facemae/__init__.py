@@ -1,4 +1,4 @@
-"""FaceMAE: masked autoencoding of faces with instance relation matching (arXiv 2205.11090), without any distribution."""
+"""FaceMAE (arXiv 2205.11090): masked autoencoding of faces with instance relation matching."""
 
 from __future__ import annotations
 

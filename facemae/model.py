@@ -1,8 +1,8 @@
 """The masked autoencoder: a timm vision transformer that sees a few patches of a face and draws all of them.
 
-Layout from MAE (He et al., arXiv 2111.06377), which FaceMAE trains with another loss (arXiv 2205.11090). Our reading, as
-no sizes were published: 112-pixel faces, patches of 8 or 16, no class token (nothing here reads one: the loss sees pixels
-only), and the hidden patches are dropped before the first layer, so that no hidden pixel can influence the output.
+Layout from MAE (He et al., arXiv 2111.06377), which FaceMAE trains with another loss (arXiv 2205.11090). No sizes were
+published; our reading: 112-pixel faces, patches of 8 or 16, no class token (nothing would read it: the loss sees only
+pixels), and hidden patches are dropped before the first layer, so that no hidden pixel can influence the output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import LayerNorm, build_sincos2d_pos_embed
 from timm.models import register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ class MaskedAutoencoder(nn.Module):
     Output pixels come from the decoder for all patches; a visible patch is never pasted back (our reading of FaceMAE).
     """
 
+    encoder_pos: Tensor
+    decoder_pos: Tensor
     weights_sha256: str | None = None  # of the file last saved or loaded
 
     def __init__(self, architecture: Architecture) -> None:
@@ -81,11 +83,11 @@ class MaskedAutoencoder(nn.Module):
         patch_dim = 3 * a.patch_size**2
         self.encoder_embed = nn.Linear(patch_dim, a.encoder_dim)
         self.encoder_blocks = _blocks(a.encoder_dim, a.encoder_depth, a.encoder_heads, a.mlp_ratio)
-        self.encoder_norm = nn.LayerNorm(a.encoder_dim, eps=1e-6)
+        self.encoder_norm = LayerNorm(a.encoder_dim)
         self.decoder_embed = nn.Linear(a.encoder_dim, a.decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, a.decoder_dim))
         self.decoder_blocks = _blocks(a.decoder_dim, a.decoder_depth, a.decoder_heads, a.mlp_ratio)
-        self.decoder_norm = nn.LayerNorm(a.decoder_dim, eps=1e-6)
+        self.decoder_norm = LayerNorm(a.decoder_dim)
         self.decoder_head = nn.Linear(a.decoder_dim, patch_dim)
         # fixed and computed from the sizes, so not among the weights
         grid = [a.grid_size, a.grid_size]
@@ -109,9 +111,8 @@ class MaskedAutoencoder(nn.Module):
         """
         size = self.architecture.img_size
         if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pictures of shape {tuple(images.shape)} for {self.architecture.name}: give (N, 3, {size}, {size})"
-            )
+            name, found = self.architecture.name, tuple(images.shape)
+            raise ValueError(f"images are {found}, but {name} draws {size} x {size} pixels: give (N, 3, {size}, {size})")
         tokens = self.encode(images, visible)
         return self._unpatchify(self.decode(tokens, visible))
 
@@ -122,7 +123,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder_norm(self.encoder_blocks(tokens))
 
     def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Returns pixels (N, P, patch_size^2 * 3) of all patches from features (N, V, encoder_dim) of the visible ones."""
+        """Returns pixels (N, P, patch_size^2 * 3) of all patches from the visible ones' features (N, V, encoder_dim)."""
         known = self.decoder_embed(tokens)
         num_pictures, num_patches, dim = len(tokens), self.architecture.num_patches, self.architecture.decoder_dim
         everything = self.mask_token.to(known.dtype).expand(num_pictures, num_patches, dim)
@@ -157,8 +158,8 @@ class MaskedAutoencoder(nn.Module):
         weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
         save_file(tensors, weights.with_suffix(".tmp"))
         sha256 = _sha256(weights.with_suffix(".tmp"))
-        facts = {"architecture": self.architecture.name, **dataclasses.asdict(self.architecture), "sha256": sha256}
-        del facts["name"]
+        sizes = dataclasses.asdict(self.architecture)
+        facts = {"architecture": sizes.pop("name"), **sizes, "sha256": sha256}
         config.with_suffix(".tmp").write_text(json.dumps(facts, indent=2) + "\n")
         os.replace(weights.with_suffix(".tmp"), weights)
         os.replace(config.with_suffix(".tmp"), config)
@@ -193,7 +194,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def to_tensor(pictures: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]: value / 127.5 - 1, channels last in memory, no transpose."""
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]: value / 127.5 - 1, left channels last in memory."""
     return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
@@ -204,8 +205,7 @@ def to_pictures(images: Tensor) -> Tensor:
 
 
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
-    norm = lambda width, **kwargs: nn.LayerNorm(width, eps=1e-6, **kwargs)  # noqa: E731
-    return nn.Sequential(*(Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+    return nn.Sequential(*(Block(dim, heads, mlp_ratio, qkv_bias=True) for _ in range(depth)))
 
 
 def _init_linear(module: nn.Module) -> None:
@@ -252,34 +252,28 @@ def _read_weights(folder: Path, model: MaskedAutoencoder) -> dict[str, Tensor]:
     return tensors
 
 
-SIZES: dict[str, dict[str, int]] = {
-    size: dict(
-        encoder_dim=encoder[0], encoder_depth=encoder[1], encoder_heads=encoder[2],
-        decoder_dim=decoder[0], decoder_depth=decoder[1], decoder_heads=decoder[2],
-    )
-    for size, encoder, decoder in (
-        ("tiny", (192, 6, 3), (128, 4, 4)),
-        ("small", (384, 12, 6), (256, 4, 8)),
-        ("base", (768, 12, 12), (512, 8, 16)),
-        ("large", (1024, 24, 16), (512, 8, 16)),
-    )
-}  # fmt: skip
+# dim, depth, heads of the encoder, then of the decoder: MAE's base and large, and two smaller ones of our own
+SIZES: dict[str, tuple[int, int, int, int, int, int]] = {
+    "tiny": (192, 6, 3, 128, 4, 4),
+    "small": (384, 12, 6, 256, 4, 8),
+    "base": (768, 12, 12, 512, 8, 16),
+    "large": (1024, 24, 16, 512, 8, 16),
+}
 
 
 def _register(size: str, patch_size: int) -> None:
-    """Registers facemae_SIZE_patchP_112 with timm: `timm.create_model(name)` builds it with random weights."""
+    """Registers facemae_SIZE_patchP_112 with timm: `timm.create_model(name, **fields)` builds it with random weights."""
 
     def entrypoint(pretrained: bool = False, **overrides: Any) -> MaskedAutoencoder:
         for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them to every entry
             overrides.pop(unused, None)
         if pretrained:
-            raise ValueError(
-                f"{name} has no published weights: train it, then MaskedAutoencoder.from_pretrained(folder)"
-            )
-        return MaskedAutoencoder(dataclasses.replace(architecture, **overrides))
+            raise ValueError(f"{name} has no published weights: train it and use MaskedAutoencoder.from_pretrained")
+        changes = {"name": "custom", **overrides} if overrides else {}
+        return MaskedAutoencoder(dataclasses.replace(architecture, **changes))
 
     name = f"facemae_{size}_patch{patch_size}_112"
-    architecture = Architecture(name, patch_size=patch_size, **SIZES[size])
+    architecture = Architecture(name, *SIZES[size], patch_size=patch_size)
     entrypoint.__name__ = name
     register_model(entrypoint)
 

@@ -1,10 +1,10 @@
 """FaceMAE as a protection: every picture is redrawn from a quarter of its patches (arXiv 2205.11090).
 
-How the bytes stay the same whatever the batch: the network always runs on tiles of one fixed size (the last one padded by
-repeating its last picture), so every picture meets the same kernels. On the CPU each tile runs on one torch thread, and
-several tiles run side by side in a small thread pool; on CUDA TF32 is off and deterministic algorithms are on. Whether a
-picture's place in a tile or its neighbours still matter is tried once, on the machine itself, and told by `describe`.
-The promise is for one build of torch on one kind of processor; another kind may round the last bit differently.
+How the bytes stay the same whatever the batch: the network always runs on tiles of one fixed size (the last one padded
+by repeating its last picture), so every picture meets the same kernels. On the CPU each tile runs on one torch thread,
+and several tiles run side by side in a small thread pool; on CUDA TF32 is off and deterministic algorithms are on.
+Whether a picture's place in a tile or its neighbours matter all the same is tried once, on the machine itself, and told
+by `describe`. The promise is for one build of torch on one kind of processor: another may round differently.
 """
 
 from __future__ import annotations
@@ -113,11 +113,15 @@ class FaceMaeProtection:
                 f"pictures of {pictures.shape[1]} x {pictures.shape[2]} pixels, but {architecture.name} draws "
                 f"{architecture.img_size} x {architecture.img_size}: crop or resize them first"
             )
-        visible = torch.from_numpy(random_mask(keys, architecture.num_patches, self.mask_ratio, self.seed))
         source = torch.from_numpy(np.require(pictures, requirements=["C", "W"])).to(self.device)
         output = torch.empty_like(source)
-        self._run_tiles(source, visible.to(self.device), output)
+        self._run_tiles(source, self._masks(keys), output)
         return output.cpu().numpy()
+
+    def _masks(self, keys: Sequence[str]) -> Tensor:
+        """The visible patches, int64 (N, V), of the pictures with these keys."""
+        masks = random_mask(keys, self.model.architecture.num_patches, self.mask_ratio, self.seed)
+        return torch.from_numpy(masks).to(self.device)
 
     def _run_tiles(self, source: Tensor, visible: Tensor, output: Tensor) -> None:
         """Fills `output`, uint8 (N, S, S, 3), tile by tile; on CUDA nothing waits before the last tile is queued."""
@@ -144,8 +148,7 @@ class FaceMaeProtection:
         architecture, generator = self.model.architecture, torch.Generator().manual_seed(0)
         shape = (self.tile, architecture.img_size, architecture.img_size, 3)
         others = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(self.device)
-        keys = [f"{row}" for row in range(self.tile)]
-        masks = torch.from_numpy(random_mask(keys, architecture.num_patches, self.mask_ratio, self.seed)).to(self.device)
+        masks = self._masks([f"{row}" for row in range(self.tile)])
         alone = self._reconstruct(others[:1].expand(shape), masks[:1].expand_as(masks))
         among = self._reconstruct(others, masks)
         return bool((alone == among[:1]).all())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import onnx
 import torch
 from torch import nn
 
-from facemae.recognizer.onnx import check_normalisation
+from facemae.recognizer.sidecar import check_normalisation, write_sidecar
 
 
 def export_onnx(
@@ -32,7 +31,7 @@ def export_onnx(
         net: takes (N, 3, 112, 112) float32, returns (N, dim).
         path: FILE.onnx.
         name: the recogniser's name in reports; the file's stem by default.
-        mean: three floats, taken off value/255; the default with `std` maps pictures to [-1, 1], what `CompactNet` wants.
+        mean: three floats, taken off value/255; the defaults of both map pictures to [-1, 1].
         std: three floats that the difference is divided by.
 
     Returns:
@@ -51,15 +50,10 @@ def export_onnx(
     finally:
         net.train(was_training)
     data = model.SerializeToString(deterministic=True)
-    sidecar = {
-        "name": name or path.stem,
-        "mean": list(mean),
-        "std": list(std),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    sha256 = hashlib.sha256(data).hexdigest()
     path.write_bytes(data)
-    path.with_suffix(".json").write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-    return str(sidecar["sha256"])
+    write_sidecar(path, name or path.stem, mean, std, sha256)
+    return sha256
 
 
 def _export(net: nn.Module) -> onnx.ModelProto:

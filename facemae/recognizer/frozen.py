@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -74,8 +75,8 @@ def convert_graph(model: bytes, layers: Sequence[str], source: str) -> fx.GraphM
         features = _FeatureFinder(network).find(value_of_node)
     except Exception as error:  # whatever an operator raises that onnx2torch does not know, or half knows
         raise ValueError(
-            f"{source}: onnx2torch cannot convert this graph ({type(error).__name__}: {error}), so it can embed but not "
-            "sit inside a loss. Give another recogniser for the loss and keep this one for measuring"
+            f"{source}: onnx2torch cannot convert this graph ({type(error).__name__}: {error}), so it can embed but "
+            "not sit inside a loss. Give another recogniser for the loss and keep this one for measuring"
         ) from error
     unknown = [layer for layer in layers if layer not in features]
     if unknown:
@@ -122,9 +123,9 @@ class _FeatureFinder(fx.Interpreter):
             self.run(torch.zeros(self._NUM_PICTURES, 3, 112, 112))
         return {value_of_node[target]: node for target, node in self._found.items() if target in value_of_node}
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.op == "call_module" and isinstance(value, Tensor) and value.is_floating_point():
-            if value.dim() > 1 and len(value) == self._NUM_PICTURES:
-                self._found[str(n.target)] = n
+        is_float = n.op == "call_module" and isinstance(value, Tensor) and value.is_floating_point()
+        if is_float and value.dim() > 1 and len(value) == self._NUM_PICTURES:
+            self._found[str(n.target)] = n
         return value

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +15,14 @@ import torch
 from onnx.external_data_helper import uses_external_data
 
 from facemae.recognizer.frozen import FrozenRecognizer, convert_graph
-
-Triple = tuple[float, float, float]
+from facemae.recognizer.sidecar import Triple, check_normalisation, read_sidecar
 
 # Pictures in each call of the network. Always the same number (the last tile is padded), so that no kernel is chosen by
 # the batch size. Small on the CPU, where the feature maps of 8 pictures still fit its cache: measured fastest.
 _TILE = {"cpu": 8, "cuda": 128}
+# By default CUDA picks its kernels by a stopwatch and rounds to TF32: two runs would differ.
+_CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
+_PROVIDERS: dict[str, list[Any]] = {"cpu": ["CPUExecutionProvider"], "cuda": [_CUDA, "CPUExecutionProvider"]}
 
 
 class OnnxRecognizer:
@@ -101,14 +101,14 @@ class OnnxRecognizer:
         """
         path = Path(path)
         model = path.read_bytes()
-        sidecar = _read_sidecar(path.with_suffix(".json"), hashlib.sha256(model).hexdigest())
+        sidecar = read_sidecar(path, hashlib.sha256(model).hexdigest())
         mean = sidecar.get("mean") if mean is None else mean
         std = sidecar.get("std") if std is None else std
         if mean is None or std is None:
             raise ValueError(
-                f"{path}: the normalisation of this recogniser is not known and never guessed. Give mean and std, three "
-                f"floats each, applied as (value/255 - mean)/std, or write them into {path.with_suffix('.json')}: "
-                f'{{"name": "{path.stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
+                f"{path}: the normalisation of this recogniser is not known and never guessed. Give mean and std, "
+                f"three floats each, applied as (value/255 - mean)/std, or write them into "
+                f'{path.with_suffix(".json")}: {{"name": "{path.stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
             )
         name = name or sidecar.get("name") or path.stem
         return cls(model, name, mean, std, device=device, threads=threads, source=str(path))
@@ -205,52 +205,16 @@ class OnnxRecognizer:
         bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(bad):
             raise ValueError(
-                f"{self.name}: the embedding of picture {', '.join(map(str, bad[:10]))} of this batch of {len(rows)} is "
-                "zero or not finite: look at the picture, and whether mean and std are this recogniser's"
+                f"{self.name}: the embedding of picture {', '.join(map(str, bad[:10]))} of this batch of {len(rows)} "
+                "is zero or not finite: look at the picture, and whether mean and std are this recogniser's"
             )
         return rows / lengths
-
-
-def check_normalisation(mean: Sequence[float], std: Sequence[float], source: str) -> tuple[Triple, Triple]:
-    """Three floats in [0, 1] and three in (0, 1], or a ValueError that names the source and the values."""
-    values = []
-    for label, triple in (("mean", mean), ("std", std)):
-        try:
-            numbers = [float(value) for value in triple]
-        except (TypeError, ValueError):
-            numbers = []
-        valid = len(numbers) == 3 and all(math.isfinite(n) and 0 <= n <= 1 for n in numbers)
-        if not valid or (label == "std" and min(numbers) == 0):
-            raise ValueError(
-                f"{source}: {label} must be three floats on the scale of value/255 (0 to 1), not {triple!r}; "
-                "divide values for the 0 .. 255 scale by 255"
-            )
-        values.append((numbers[0], numbers[1], numbers[2]))
-    return values[0], values[1]
 
 
 def _rebuild(
     model: bytes, name: str, mean: Triple, std: Triple, device: str, threads: int, source: str
 ) -> OnnxRecognizer:
     return OnnxRecognizer(model, name, mean, std, device=device, threads=threads, source=source)
-
-
-def _read_sidecar(path: Path, sha256: str) -> dict[str, Any]:
-    """The content of FILE.json, checked against the FILE.onnx it describes; {} where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}): mend it or remove it and give mean and std") from error
-    if not isinstance(sidecar, dict):
-        raise ValueError(f'{path}: must hold an object {{"name", "mean", "std"}}, not {type(sidecar).__name__}')
-    if sidecar.get("sha256", sha256) != sha256:
-        raise ValueError(
-            f"{path}: describes another file (sha256 {sidecar['sha256']}) than the ONNX file beside it ({sha256}): "
-            "put the two that belong together in one place"
-        )
-    return sidecar
 
 
 def _resolve_device(device: str) -> str:
@@ -274,8 +238,7 @@ def _start_session(model: bytes, device: str, source: str) -> onnxruntime.Infere
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only: many files declare a wrong output shape, which is harmless
-        providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(model, options, providers=providers)
+        return onnxruntime.InferenceSession(model, options, providers=_PROVIDERS[device])
     except Exception as error:  # neither protobuf nor onnxruntime has a base class to catch
         raise ValueError(f"{source}: not an ONNX network that onnxruntime can run: {error}") from error
 

@@ -91,7 +91,7 @@ def _next_batch(source, step: int, steps: int, num_classes: int) -> tuple[np.nda
     except StopIteration:
         raise ValueError(f"the batches ended after {step} of {steps} steps: repeat them or lower steps") from None
     classes = np.asarray(classes, dtype=np.int64)
-    if len(classes) and not (0 <= classes.min() and classes.max() < num_classes):
+    if len(classes) and not (classes.min() >= 0 and classes.max() < num_classes):
         raise ValueError(
             f"step {step} has classes {classes.min()} .. {classes.max()}, expected 0 .. {num_classes - 1}: "
             "renumber the identities, or raise num_classes"

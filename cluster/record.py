@@ -1,0 +1,127 @@
+"""InsightFace's .rec/.idx files (MXNet RecordIO with an image header), read by byte range and without mxnet.
+
+Format: each record is ``<u4 magic 0xced7230a> <u4 flag << 29 | length> data``, padded to 4 bytes; an image whose bytes contain the magic
+number at a 4-byte boundary is split there, and flag says first, middle or last part. Data is ``IfQQ`` (flag, label, id, id2), then ``flag``
+float32 labels when flag > 0, then the JPEG. In InsightFace's files record 0 carries two labels: one past the last image's number, and one
+past the last identity's (arcface_torch's own reader is the reference for both).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from cluster.shard import ShardError, sha256_hex
+from cluster.store import NotFound, StoreError, open_store, read_url
+
+MAGIC = 0xCED7230A
+_HEADER = struct.Struct("<IfQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a .rec: its number in the file, its label (None: no integer >= 0) and its encoded bytes."""
+
+    number: int
+    identity: int | None
+    image: bytes | memoryview
+
+
+class RecordFile:
+    """``FILE.rec`` and the ``FILE.idx`` beside it, local or s3://."""
+
+    def __init__(self, url: str) -> None:
+        self._root, _, self._name = url.rpartition("/")
+        self._url, self._index_url = url, url.removesuffix(".rec") + ".idx"
+
+    def image_offsets(self) -> tuple[np.ndarray, str]:
+        """Byte offsets (N + 1,) int64 of the N image records in file order, the last one where they end, and the index's sha256.
+
+        Raises:
+            StoreError: a file is missing, the index is damaged, or it points past the end of the records.
+        """
+        try:
+            data = read_url(self._index_url)
+        except NotFound:
+            raise StoreError(f"{self._url} needs its index beside it: {self._index_url} does not exist", fatal=True) from None
+        numbers, offsets = self._parse(data)
+        size = open_store(self._root or ".").size(self._name)
+        if len(offsets) == 0 or int(offsets.max()) >= size:
+            raise StoreError(f"{self._index_url} does not fit {self._url} ({size} bytes): cut short, or of another file", fatal=True)
+        order = np.argsort(offsets)
+        numbers, offsets = numbers[order], np.append(offsets[order], size)
+        first = self._first_header(int(offsets[0]), int(offsets[1])) if numbers[0] == 0 else None
+        if first is None:
+            return offsets, sha256_hex(data)
+        first += first >> 23  # the rounding of a float32 must not cost an image
+        images = np.flatnonzero((numbers >= 1) & (numbers < first))
+        if len(images) == 0 or np.any(np.diff(images) != 1):
+            raise StoreError(f"{self._index_url} does not list the images 1 to {first - 1} in one run of the file", fatal=True)
+        return offsets[images[0] : images[-1] + 2], sha256_hex(data)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """A byte range of the records."""
+        return open_store(self._root or ".").get_range(self._name, start, stop)
+
+    def _parse(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Record numbers and byte offsets, int64, from lines ``number<TAB>offset``."""
+        try:
+            names = csv.ReadOptions(column_names=["number", "offset"])
+            types = csv.ConvertOptions(column_types={"number": pa.int64(), "offset": pa.int64()})
+            table = csv.read_csv(pa.BufferReader(data), names, csv.ParseOptions(delimiter="\t"), types)
+        except pa.ArrowInvalid as error:
+            raise StoreError(f"{self._index_url} is no index of lines number<TAB>offset: {error}", fatal=True) from None
+        return table["number"].to_numpy(), table["offset"].to_numpy()
+
+    def _first_header(self, start: int, stop: int) -> int | None:
+        """One past the last image's number when record 0 is InsightFace's header, None when it is an image."""
+        data, _ = _join(memoryview(self.read(start, stop)), 0)
+        flag = _HEADER.unpack_from(data)[0]
+        return int(np.frombuffer(data, "<f4", flag, _HEADER.size)[0]) if flag else None
+
+
+def read_records(data: bytes) -> Iterator[Record]:
+    """The image records in a byte range that begins and ends between records; InsightFace's index records, which hold no image, are
+    passed over (their place is known only roughly in large files, where record 0 gives it as float32).
+
+    Raises:
+        ShardError: the range is damaged; the records before it were already yielded.
+    """
+    view, offset = memoryview(data), 0
+    while offset < len(view):
+        record, following = _join(view, offset)
+        if len(record) < _HEADER.size:
+            raise ShardError(f"the record at byte {offset} of its range has {len(record)} bytes, no header fits")
+        flag, label, number, _ = _HEADER.unpack_from(record)
+        image = record[_HEADER.size + 4 * flag :]
+        labels = np.frombuffer(record, "<f4", flag, _HEADER.size) if 0 < flag <= (len(record) - _HEADER.size) // 4 else [label]
+        if flag == 0 or len(image) > 0:
+            yield Record(number, _identity(float(labels[0])), image)
+        offset = following
+
+
+def _identity(label: float) -> int | None:
+    return int(label) if label >= 0 and label == int(label) else None
+
+
+def _join(view: memoryview, offset: int) -> tuple[bytes | memoryview, int]:
+    """The record at ``offset``, its parts joined, and where the next one begins."""
+    parts: list[bytes | memoryview] = []
+    while True:
+        if offset + 8 > len(view):
+            raise ShardError(f"cut short at byte {offset} of its range")
+        magic, word = struct.unpack_from("<II", view, offset)
+        kind, length = word >> 29, word & ((1 << 29) - 1)
+        if magic != MAGIC or offset + 8 + length > len(view) or (kind in (0, 1)) == bool(parts):
+            raise ShardError(f"damaged at byte {offset} of its range")
+        parts.append(view[offset + 8 : offset + 8 + length])
+        offset += 8 + length + (-length) % 4
+        if kind == 0:
+            return parts[0], offset
+        if kind == 3:
+            return struct.pack("<I", MAGIC).join(parts), offset

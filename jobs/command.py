@@ -1,0 +1,146 @@
+"""The command line of a job: a typed config from flags and a YAML file, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+import pydantic
+import tyro
+import yaml
+
+from cluster.scheduler import Interrupted, StageError
+from cluster.shard import ShardError
+from cluster.stage import StageOptions
+from cluster.store import StoreError, read_url
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+USER_ERRORS = (StageError, StoreError, ShardError, ValueError, FileNotFoundError, ConnectionError)
+
+
+class UsageError(ValueError):
+    """A configuration that cannot be; the message names the field, the reason and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of every job's configuration: a frozen dataclass whose field docstrings are the help text."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig(Config):
+    """Where and on how many workers a job runs; nothing here changes a byte of its output."""
+
+    address: str | None = None
+    """Address of a running Ray cluster; without one (and without RAY_ADDRESS) a local Ray is started on loopback."""
+    num_workers: int = 0
+    """Workers; 0 takes as many as fit the cluster."""
+    cpus_per_worker: int = 1
+    """CPU cores of one worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs of one worker; fractions share a GPU."""
+
+    def stage_options(self) -> StageOptions:
+        """The same as options of a stage."""
+        return StageOptions(num_workers=self.num_workers, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=self.gpus_per_worker)
+
+
+def parse(kind: type[ConfigT], arguments: Sequence[str], program: str) -> ConfigT:
+    """The configuration from ``--config FILE.yaml`` (local or s3://), overridden by flags.
+
+    Raises:
+        UsageError: the file is no YAML mapping of this job's fields.
+        SystemExit: wrong flags, or ``--help``; the explanation was printed.
+    """
+    rest, file = _take_config(arguments)
+    epilog = "--config FILE.yaml gives the same fields as a file (names with _ for -); flags override it."
+    description = f"{inspect.cleandoc(kind.__doc__ or str())}\n\n{epilog}"
+    default = from_mapping(kind, _load(file), where=file) if file else None
+    return tyro.cli(kind, prog=program, args=rest, description=description, **({"default": default} if default else {}))
+
+
+def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str, complete: bool = False) -> ConfigT:
+    """A configuration from plain values, type-checked.
+
+    Args:
+        complete: raise when a required field is absent, rather than leave it to the flags.
+
+    Raises:
+        UsageError: an unknown field or a value of the wrong type, by name.
+    """
+    hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(content) - set(fields))
+    if unknown:
+        raise UsageError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name in content:
+            values[name] = _typed(hints[name], content[name], f"{where}: {name}")
+        elif required and complete:
+            raise UsageError(f"{where}: the field {name!r} is missing")
+        elif required:
+            values[name] = tyro.MISSING
+    return kind(**values)
+
+
+def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn what went wrong into one clear line. Returns the exit code: 0 done, 2 an error, 3 done with shards
+    given up, 143 stopped as asked. FACEMAE_TRACEBACK=1 shows where an error came from."""
+    name = (run.__module__ if run.__module__ != "__main__" else os.path.basename(sys.argv[0]).removesuffix(".py")).rpartition(".")[2]
+    try:
+        config = parse(kind, sys.argv[1:] if arguments is None else arguments, f"facemae {name}")
+        result = run(config)
+    except Interrupted as error:
+        print(f"\nfacemae {name}: {error}", file=sys.stderr)
+        return 143
+    except USER_ERRORS as error:
+        if os.environ.get("FACEMAE_TRACEBACK"):
+            traceback.print_exc()
+        print(f"\nfacemae {name}: error: {error}", file=sys.stderr)
+        return 2
+    return 3 if isinstance(result, Mapping) and result.get("failed_shards") else 0
+
+
+def _take_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without ``--config FILE``, and FILE."""
+    rest, file, pending = list[str](), None, False
+    for argument in arguments:
+        if pending:
+            file, pending = argument, False
+        elif argument == "--config":
+            pending = True
+        elif argument.startswith("--config="):
+            file = argument.removeprefix("--config=")
+        else:
+            rest.append(argument)
+    if pending:
+        raise UsageError("--config needs a file")
+    return rest, file
+
+
+def _load(file: str) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(read_url(file))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is no YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{file} must be a mapping of the job's fields")
+    return content
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise UsageError(f"{place}: {first['msg']} (given: {first['input']!r})") from None

@@ -1,0 +1,77 @@
+"""``facemae protect``: every image of a data set through a protection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.dataset import Dataset
+from cluster.inputs import input_units
+from cluster.protect import ProtectProcessor
+from cluster.session import session
+from cluster.stage import run_stage
+from cluster.weights import local_weights
+from jobs.command import RayConfig, main_of
+from jobs.summary import print_summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectConfig(RayConfig):
+    """Protect every image of a data set. The output holds key, label and new pixels, and nothing else of the original.
+
+    Reads: a data set made by ingest, and for --method facemae the weights of a training run.
+    Writes: a data set with the same shard names, keys and labels. The same input, weights and seed give the same bytes on any number
+    of workers. A run that was stopped goes on with the shards that are not committed.
+    Next: facemae leakage.
+    """
+
+    input: str
+    """Root of the original data set."""
+    output: str
+    """Root of the protected data set."""
+    method: str = "facemae"
+    """The protection: facemae, or none (decode and encode only, for measurements)."""
+    weights: str | None = None
+    """A training run or weights folder (model.safetensors + config.json), for facemae."""
+    mask_ratio: float = 0.75
+    """Share of patches hidden from the network."""
+    seed: int = 0
+    """Masks are a function of seed and key alone."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where the worker has one."""
+    batch_size: int = 64
+    """Images handed to the device at once; changes no byte of the output."""
+
+
+def run(config: ProtectConfig) -> dict[str, Any]:
+    """Protect, and return the summary that is printed."""
+    source, output = Dataset(config.input), Dataset(config.output)
+    units, parent = input_units(source)
+    processor = ProtectProcessor(config.input, config.method, _method_options(config), config.batch_size)
+    with session(config.address):
+        name = f"protect ({config.method})"
+        result = run_stage(processor, units, output, name=name, kind="images", parent=parent, options=config.stage_options())
+    next_step = f"facemae leakage --original {config.input} --protected {config.output} --recognizer ATTACKER.onnx --output leakage"
+    return print_summary(result, output, next_step=next_step)
+
+
+def _method_options(config: ProtectConfig) -> dict[str, Any]:
+    """The options of the chosen method."""
+    if config.method != "facemae":
+        return {}
+    if config.weights is None:
+        raise ValueError("--method facemae needs --weights: the output of facemae train")
+    weights = str(local_weights(config.weights))
+    options = {"weights": weights, "mask_ratio": config.mask_ratio, "seed": config.seed}
+    return {**options, "device": config.device, "threads": config.cpus_per_worker}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return main_of(ProtectConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""What a stage's job prints at its end: the accounting, where the output is, and what to run next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.dataset import Dataset
+from cluster.stage import StageResult
+
+
+def print_summary(result: StageResult, output: Dataset, *, next_step: str) -> dict[str, Any]:
+    """Print a stage's accounting. Returns it: counts, rate of this run, and the shards that were given up."""
+    content = result.description
+    rate = result.samples / result.seconds if result.seconds else 0.0
+    print(f"{content['samples_in']} images in = {content['samples']} out + {content['quarantined']} quarantined, {content['shards']} shards")
+    if result.resumed:
+        print(f"resumed: {result.resumed} shards were committed before, {result.committed} in this run")
+    if result.samples:
+        print(f"{rate:.0f} images/s over {result.seconds:.1f} s, start-up included")
+    if content["quarantined"]:
+        print(f"what was left out, and why: {output.url}/quarantine/ (parquet)")
+    for shard in result.failed_shards:
+        print(f"shard {shard} was given up: {output.url}/manifests/{shard}.json says why")
+    print(f"written: {output.url}\nnext:    {next_step}")
+    counts = {name: content[name] for name in ("samples_in", "samples", "quarantined", "shards", "identities")}
+    return {"url": output.url, **counts, "images_per_second": rate, "seconds": result.seconds, "failed_shards": list(result.failed_shards)}

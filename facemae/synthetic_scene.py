@@ -14,6 +14,7 @@ from facemae.synthetic_paint import (
 TEMPLATE = 112
 CENTRE_X, CENTRE_Y = 55.9, 51.6  # the point between the eyes in the ArcFace template
 EYE_X = 17.6  # half the distance between the template's eyes
+BEARD = (-52, 4, 53, 61)  # left, top, right, bottom of its patch
 Area = tuple[slice, slice]
 Feature = Callable[[Patch, Params], None]
 
@@ -36,6 +37,12 @@ def face_grid(size: int, p: Params) -> tuple[Floats, Floats]:
     return x, y + 20
 
 
+def _dome(height: Floats) -> Floats:
+    """The top of a skull, fuller than a circle's: 0 at height 0, 1 at height 1."""
+    squared = height * height
+    return squared * (0.6 + 0.4 * squared)
+
+
 class Scene:
     """One chunk of faces being painted.
 
@@ -53,18 +60,22 @@ class Scene:
 
     def draw(self) -> Floats:
         """Paints all layers, back to front: float32 (3, N, size, size), mostly in [0, 1]."""
+        p = self.p
         self._background()
         self.picture.paint(self.hair_mask, self.hair_colour * 0.66)
         self._paint(features.body, -57, 34, 57, 61)
-        self._paint_pair((features.ears,), 30, -16, 57, 32)
+        self._paint_pair(features.ears, 30, -16, 57, 32)
         self._head()
-        self._paint(features.marks, -42, -2, 43, 56)
-        self._paint(self._beard, -57, 4, 57, 61)
+        self._paint(features.marks, -42, 0, 43, 54)
+        if (p["beard"] + p["moustache"]).any():  # painting with an empty mask changes no bit, so it can be skipped
+            self._paint(self._beard, *BEARD)
         self._paint(features.nose, -26, -10, 27, 36)
         self._paint(features.mouth, -32, 24, 33, 61)
-        self._paint_pair((features.eyes, features.brows), 0, -30, 44, 20)
+        self._paint_pair(features.eyes, 0, -18, 40, 16)
+        self._paint_pair(features.brows, 0, -30, 40, 2)
         self._front_hair()
-        self._paint_pair((features.glasses,), 0, -18, 57, 22)
+        if p["glasses"].any():
+            self._paint_pair(features.glasses, 0, -20, 57, 22)
         self._light()
         self._camera()
         return self.picture.colour
@@ -83,7 +94,7 @@ class Scene:
         feature(patch, self.p)
         whole.colour[area] = patch.colour
 
-    def _paint_pair(self, painters: tuple[Feature, ...], inner: float, top: float, outer: float, bottom: float) -> None:
+    def _paint_pair(self, feature: Feature, inner: float, top: float, outer: float, bottom: float) -> None:
         """Like `_paint` for a rectangle right of the middle and its mirror image at once."""
         rows, left = self._area(-outer, top, -inner, bottom)
         _, right = self._area(inner, top, outer, bottom)
@@ -96,8 +107,7 @@ class Scene:
             np.stack([-whole.x[mirrored], whole.x[direct]]),
             np.stack([whole.y[mirrored], whole.y[direct]]),
         )
-        for feature in painters:
-            feature(pair, self.p)
+        feature(pair, self.p)
         whole.colour[mirrored], whole.colour[direct] = pair.colour[:, 0], pair.colour[:, 1]
 
     def _shape_head(self) -> None:
@@ -108,7 +118,7 @@ class Scene:
         self.across = x / (p["width"] * (1 - p["taper"] * np.clip(below, 0, 1.2)))
         self.down = above + below
         below *= below
-        self.head = square(self.across) + square(above) + mix(below, square(below), p["square"]) - 1
+        self.head = square(self.across) + _dome(above) + mix(below, square(below), p["square"]) - 1
         self.head_mask = inside(self.head * 22)
 
     def _shape_hair(self) -> None:
@@ -119,7 +129,7 @@ class Scene:
         self.strands = texture(angle + along * p["curl"] + 64, along * (p["curl"] + 0.04) + p["lock"])
         side, above = x / (p["width"] + p["volume"]), np.clip(y - p["widest"], -np.inf, 0) / (56 + p["volume"])
         below = positive(y - p["widest"]) / p["length"]
-        shape = square(side) + square(above) + square(square(below)) - 1
+        shape = square(side) + _dome(above) + square(square(below)) - 1
         self.cap = inside((shape + self.strands * p["frizz"]) * 22, 1.5)
         self.hair_mask = self.cap * p["hair"]
         shine = bump(square((y + 40 - x * x * 0.012) / 9)) * p["shine"]
@@ -144,7 +154,7 @@ class Scene:
         self.picture.darken(square(clamp(1 + self.head * 3.2)) * self.head_mask * 0.16)
 
     def _beard(self, patch: Patch, p: Params) -> None:
-        features.beard(patch, p, self.head_mask[(..., *self._area(-57, 4, 57, 61))])
+        features.beard(patch, p, self.head_mask[(..., *self._area(*BEARD))])
 
     def _front_hair(self) -> None:
         """The hair line over the forehead and down the temples, and the shadow it throws on the skin."""
@@ -161,7 +171,7 @@ class Scene:
         self.picture.paint(mask, self.hair_colour)
 
     def _light(self) -> None:
-        """One soft lamp on a pseudo normal map of the head, plus tinted ambient light."""
+        """One soft lamp on a pseudo normal map of the head plus tinted ambient light, and the exposure."""
         p = self.p
         normal_x, normal_y = np.clip(self.across, -1.1, 1.1) * 0.75, np.clip(self.down, -1, 1.1) * 0.6
         normal_z = np.sqrt(np.clip(1 - square(normal_x) - square(normal_y), 0.04, 1))
@@ -169,19 +179,18 @@ class Scene:
         # hair scatters light and the background has no normals: they take part of the relief, or none of it
         lambert = mix(p["light_z"] * 0.8, lambert, np.maximum(self.head_mask, self.hair_mask * 0.6))
         shine = square(self.across - p["light_x"] * 0.45) + square(self.down - p["light_y"] * 0.5 + 0.1)
-        self.picture.colour *= p["ambient"] + p["lamp"] * lambert
+        self.picture.colour *= p["ambient"] * p["exposure"] + p["lamp"] * p["exposure"] * lambert
         self.picture.colour += bump(shine * 3.2) * self.head_mask * p["gloss"]
 
     def _camera(self) -> None:
-        """Focus, exposure with a soft shoulder, and sensor noise."""
+        """Focus, a soft shoulder for the highlights, and sensor noise."""
         p, colour = self.p, self.picture.colour
         for middle, before, after in (
             (colour[..., 1:-1], colour[..., :-2], colour[..., 2:]),
             (colour[..., 1:-1, :], colour[..., :-2, :], colour[..., 2:, :]),
         ):
             middle += (before + after - 2 * middle) * p["blur"]
-        colour *= p["exposure"]
-        colour *= 1.16 - 0.24 * np.clip(colour, 0, 1.5)
+        colour *= 1.25 - 0.35 * np.clip(colour, 0, 1.7)
         colour += self._grain() * p["noise"]
 
     def _grain(self) -> Floats:

@@ -26,10 +26,10 @@ IDENTITY = {
 }  # fmt: skip
 NUISANCE = {
     "shift_x": (-2, 2), "shift_y": (-2, 2), "scale": (0.96, 1.05), "roll": (-0.05, 0.05), "yaw": (-0.34, 0.34),
-    "pitch": (-0.22, 0.22), "smile": (-0.35, 1), "raise": (-0.4, 1), "frown": (-0.6, 0.6), "lids": (0.6, 1.12),
+    "pitch": (-0.22, 0.22), "smile": (-0.2, 1), "raise": (-0.4, 1), "frown": (-0.6, 0.6), "lids": (0.6, 1.12),
     "gaze_x": (-2, 2), "gaze_y": (-0.8, 0.8), "pupil": (1.6, 2.3), "light_x": (-0.85, 0.85), "light_y": (-0.75, 0.15),
     "collar": (47, 58), "contrast": (0.5, 3), "glare": (0, 0.5), "gloss": (0, 0.16), "blur": (0, 0.2), "noise": (0.003, 0.018),
-    "exposure": (0.78, 1.2),
+    "exposure": (0.75, 1.15),
 }  # fmt: skip
 SKIN = ((0.98, 0.84, 0.74), (0.95, 0.77, 0.65), (0.88, 0.68, 0.53), (0.75, 0.54, 0.39), (0.57, 0.39, 0.28), (0.41, 0.28, 0.2))
 HAIR = ((0.1, 0.09, 0.1), (0.2, 0.13, 0.1), (0.33, 0.21, 0.14), (0.46, 0.26, 0.15), (0.55, 0.25, 0.12), (0.62, 0.48, 0.3),
@@ -135,8 +135,8 @@ def _style_hair(p: Params, draws: Draws, rugged: Floats) -> None:
     p["sides"] = uniform(4, 26) + long * uniform(10, 60)
     p["recede"] = uniform(0, 12) * chance(uniform(), rugged * 0.5)
     p["ears_covered"] = long * chance(uniform(), 0.85) * p["hair"]
-    p["curl"] = uniform(0.02, 0.1) * (1 - curly) + uniform(0.25, 0.5) * curly
-    p["strand"] = uniform(70, 130) * (1 - curly) + uniform(26, 44) * curly
+    p["curl"] = uniform(0.02, 0.1) * (1 - curly) + uniform(0.15, 0.3) * curly
+    p["strand"] = uniform(70, 130) * (1 - curly) + uniform(40, 64) * curly
     p["streaks"] = 0.1 + 0.08 * curly + uniform(0, 0.06)
     p["frizz"] = uniform(0.004, 0.02) + curly * uniform(0.02, 0.06)
     p["jag"] = uniform(0.4, 1.6) + curly * 0.8 + fringe * 0.5
@@ -168,10 +168,8 @@ def circumstances(seed: int, images: NDArray[np.int64]) -> Params:
     white = np.stack([1 + warmth, 1 + green, 1 - warmth])
     p["ambient"] = uniform(0.42, 0.72) * white * (1 + uniform(-0.05, 0.05, planes=3))
     p["lamp"] = uniform(0.4, 0.72) * white * (1 + uniform(-0.06, 0.06, planes=3))
-    p["clothes"] = uniform(0.1, 0.95, planes=3)
-    base = uniform(0.15, 0.95)
-    p["back_one"] = np.clip(base + uniform(-0.25, 0.25, planes=3), 0.03, 1)
-    p["back_two"] = np.clip(uniform(0.1, 1) + uniform(-0.25, 0.25, planes=3), 0.03, 1)
+    for name, spread in (("clothes", 0.3), ("back_one", 0.15), ("back_two", 0.15)):
+        p[name] = np.clip(uniform(0.1, 0.95) + uniform(-spread, spread, planes=3), 0.03, 1)
     p["heights"] = uniform(planes=36)[:, :, 0, 0].T.reshape(-1, 6, 6)
     p["grain"] = uniform(0, 128 * 128, planes=3)
     return p

@@ -106,9 +106,10 @@ class OnnxRecognizer:
         std = sidecar.get("std") if std is None else std
         if mean is None or std is None:
             raise ValueError(
-                f"{path}: the normalisation of this recogniser is not known and never guessed. Give mean and std, "
-                f"three floats each, applied as (value/255 - mean)/std, or write them into "
-                f'{path.with_suffix(".json")}: {{"name": "{path.stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
+                f"{path}: the normalisation of this recogniser is not known, and it is never guessed. Give mean and "
+                "std, three floats each, applied as (value/255 - mean)/std, or write them into "
+                f"{path.with_suffix('.json')}, for example "
+                f'{{"name": "{path.stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
             )
         name = name or sidecar.get("name") or path.stem
         return cls(model, name, mean, std, device=device, threads=threads, source=str(path))
@@ -218,7 +219,7 @@ def _rebuild(
 
 
 def _resolve_device(device: str) -> str:
-    """ "cpu" or "cuda"."""
+    """One of the keys of _TILE."""
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "auto":
         return "cuda" if has_cuda else "cpu"

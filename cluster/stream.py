@@ -1,0 +1,324 @@
+"""The order of training samples, and their stream from object storage.
+
+The order is a pure function of (seed, epoch, shard names and counts, labels). A fixed number of lanes divides it, not the number of
+workers, so a global step holds the same samples on any number of ranks, and a run resumes at a step by arithmetic: nothing is
+repeated, nothing is skipped, and only the shards that are needed are read.
+
+    epoch -> shards permuted, samples laid end to end
+          -> lanes: equal contiguous ranges            (rank r of R owns lanes r, r + R, ...)
+          -> steps: each lane's range in equal pieces  (global batch = one piece of every lane)
+
+Everything is cut between tuples of ``images_per_identity`` samples, and inside a shard the tuples hold one identity each, so that the
+relation graph of a batch has genuine and impostor edges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+
+from cluster.dataset import Dataset
+from cluster.embedding import Embeddings, read_embeddings
+from cluster.picture import PictureError, decode
+from cluster.pictures import ahead_map
+from cluster.shard import Rejected, Sample, ShardError, read_samples
+from cluster.store import NotFound, StoreError, join_url
+from facemae.training import Batch
+
+
+class StreamError(ValueError):
+    """Training data that cannot be streamed as asked: too few samples, missing embeddings, a picture that does not decode."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Places ``start`` to ``stop`` (exclusive) of a shard's order in one epoch."""
+
+    epoch: int
+    shard: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who reads what, and when: all of it follows from these fields.
+
+    Attributes:
+        shards: (name, number of samples) of every shard, in the order of the data set.
+        batch_size: samples of a global batch; a step holds this many or a few less.
+        images_per_identity: K, samples of one identity that stay together.
+        lanes: into how many streams an epoch is divided; the number of workers must divide it.
+        seed: of the order.
+
+    Raises:
+        StreamError: the batch is no whole number of tuples a lane, or the data set has too few samples.
+    """
+
+    shards: tuple[tuple[str, int], ...]
+    batch_size: int
+    images_per_identity: int = 4
+    lanes: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unit = self.lanes * self.images_per_identity
+        if min(self.lanes, self.images_per_identity, self.batch_size) < 1 or self.batch_size % unit:
+            raise StreamError(
+                f"a batch of {self.batch_size} does not divide into {self.lanes} lanes of whole tuples of {self.images_per_identity} images: "
+                f"give a multiple of lanes x images per identity = {unit}"
+            )
+        if self.num_tuples < self.lanes:
+            raise StreamError(
+                f"{self.num_samples} samples are too few for {self.lanes} lanes of tuples of {self.images_per_identity}: "
+                "use more data, fewer lanes or fewer images per identity"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return sum(count for _, count in self.shards)
+
+    @property
+    def num_tuples(self) -> int:
+        """Tuples of an epoch, the last one perhaps short."""
+        return -(-self.num_samples // self.images_per_identity)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch: enough for every lane's share of the batch, never so many that a lane has nothing for a step."""
+        longest = -(-self.num_tuples // self.lanes)
+        per_step = self.batch_size // (self.lanes * self.images_per_identity)
+        return min(-(-longest // per_step), self.num_tuples // self.lanes)
+
+    def lanes_of(self, rank: int, world_size: int) -> range:
+        """The lanes that a rank reads. Raises StreamError when the world size does not divide the lanes."""
+        if self.lanes % world_size:
+            raise StreamError(f"{world_size} workers do not divide {self.lanes} lanes: choose a number of workers that does, or set --lanes")
+        return range(rank, self.lanes, world_size)
+
+    def samples_before(self, step: int) -> int:
+        """Samples of all global steps before ``step``, counted from the start of training."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        return epoch * self.num_samples + sum(self._piece(lane, rest)[0] - self._piece(lane, 0)[0] for lane in range(self.lanes))
+
+    def segments(self, lane: int, step: int) -> list[Segment]:
+        """What a lane contributes to a global step, in order."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        start, stop = self._piece(lane, rest)
+        names, ends = _layout(self.shards, self.seed, epoch)
+        found = list[Segment]()
+        for i in range(int(np.searchsorted(ends, start, side="right")), len(names)):
+            begin = int(ends[i - 1]) if i else 0
+            if begin >= stop:
+                break
+            if ends[i] > begin:
+                found.append(Segment(epoch, names[i], max(start, begin) - begin, min(stop, int(ends[i])) - begin))
+        return found
+
+    def visits(self, lane: int, first: int, last: int) -> Iterator[tuple[int, str]]:
+        """The (epoch, shard) pairs that a lane needs for the global steps ``first`` to ``last`` (exclusive), in order, each once."""
+        before = None
+        for step in range(first, last):
+            for segment in self.segments(lane, step):
+                if (segment.epoch, segment.shard) != before:
+                    before = (segment.epoch, segment.shard)
+                    yield before
+
+    def _piece(self, lane: int, rest: int) -> tuple[int, int]:
+        """Places in the epoch of a lane's piece of the epoch's step ``rest``, cut between tuples."""
+        low, high = self.num_tuples * lane // self.lanes, self.num_tuples * (lane + 1) // self.lanes
+        cuts = (low + (high - low) * i // self.steps_per_epoch for i in (rest, rest + 1))
+        start, stop = (min(cut * self.images_per_identity, self.num_samples) for cut in cuts)
+        return start, stop
+
+
+@lru_cache(maxsize=4)
+def _layout(shards: tuple[tuple[str, int], ...], seed: int, epoch: int) -> tuple[list[str], np.ndarray]:
+    """Shard names in the epoch's order, and where each ends: int64 (number of shards,)."""
+    order = sorted(shards, key=lambda shard: (_digest(seed, epoch, shard[0]), shard[0]))
+    return [name for name, _ in order], np.cumsum([count for _, count in order], dtype=np.int64)
+
+
+def shard_order(labels: Sequence[int], images_per_identity: int, seed: int, epoch: int, shard: str) -> np.ndarray:
+    """The order of a shard's samples in one epoch: shuffled tuples of one identity each, then what does not fill a tuple.
+
+    Args:
+        labels: the identities of the shard's N samples.
+        images_per_identity: K, the length of a tuple.
+
+    Returns:
+        int64 (N,): a permutation; places 0 to K - 1 are the first tuple, and so on.
+    """
+    random = np.random.default_rng(int.from_bytes(_digest(seed, epoch, shard), "little"))
+    shuffled = random.permutation(len(labels))
+    by_identity = shuffled[np.argsort(np.asarray(labels, np.int64)[shuffled], kind="stable")]
+    sizes = np.unique(np.asarray(labels, np.int64), return_counts=True)[1]
+    starts = np.cumsum(sizes) - sizes
+    place = np.arange(len(labels)) - np.repeat(starts, sizes)  # within its identity
+    full = place < np.repeat(sizes // images_per_identity * images_per_identity, sizes)
+    tuples = by_identity[full].reshape(-1, images_per_identity)
+    return np.concatenate([tuples[random.permutation(len(tuples))].reshape(-1), by_identity[~full]]).astype(np.int64)
+
+
+def _digest(seed: int, epoch: int, shard: str) -> bytes:
+    return blake2b(f"{seed}/{epoch}/{shard}".encode(), digest_size=16).digest()
+
+
+def read_counts(dataset: Dataset) -> tuple[tuple[str, int], ...]:
+    """(name, samples) of every shard of a complete data set, from its index: one object instead of a manifest for each shard.
+
+    Raises:
+        StoreError: the data set is unfinished, or there is none.
+    """
+    dataset.description()
+    shards = json.loads(dataset.store.get("index.json"))["shardlist"]
+    return tuple((shard["url"].rpartition("/")[2].partition("-")[0], int(shard["nsamples"])) for shard in shards)
+
+
+def require_embeddings(dataset: Dataset, recognizer: str, sha256: str, command: str) -> None:
+    """Check that a data set was embedded whole by the recogniser that trains.
+
+    Args:
+        recognizer: its name, the folder of the embeddings.
+        sha256: of its ONNX file.
+        command: what to run when they are missing.
+
+    Raises:
+        StreamError: there are none, they are another recogniser's, or they do not cover the data set.
+    """
+    embeddings = dataset.embeddings(recognizer)
+    try:
+        found = embeddings.description()["lineage"]["config"]["recognizer"]["sha256"]
+        counts = read_counts(embeddings)
+    except (StoreError, KeyError) as error:
+        if isinstance(error, StoreError) and not (isinstance(error, NotFound) or "dataset.json" in str(error)):
+            raise
+        raise StreamError(f"the loss needs the originals' embeddings, and {embeddings.url} holds no complete set: run\n  {command}") from None
+    if found != sha256:
+        raise StreamError(
+            f"{embeddings.url} was made by another recogniser of the same name (sha256 {found[:12]}, not {sha256[:12]}): "
+            f"give the recogniser another name, then run\n  {command}"
+        )
+    missing = sorted(set(read_counts(dataset)) - set(counts))
+    if missing:
+        raise StreamError(f"{embeddings.url} does not cover shard {missing[0][0]} of {dataset.url}: delete the embeddings and run\n  {command}")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A sample with its embedding, (dim,) or None."""
+
+    sample: Sample
+    embedding: np.ndarray | None
+
+
+class Stream:
+    """The batches of one rank, fetched and decoded ahead of the step.
+
+    Memory: for each lane of the rank the shard being read and up to two more, and ``threads + 1`` decoded batches.
+
+    Args:
+        dataset: the originals.
+        plan: the order.
+        recognizer: whose embeddings come with the batches, or None for none.
+        rank, world_size: which lanes are ours.
+        threads: batches decoded at the same time.
+
+    Raises:
+        StreamError: the world size does not divide the lanes.
+    """
+
+    def __init__(self, dataset: Dataset, plan: Plan, recognizer: str | None = None, rank: int = 0, world_size: int = 1, threads: int = 1):
+        self._dataset, self._plan, self._threads = dataset, plan, threads
+        self._embeddings = dataset.embeddings(recognizer) if recognizer else None
+        self._lanes = plan.lanes_of(rank, world_size)
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The rank's part of the global steps ``first`` to ``last`` (exclusive): one Batch a step, never empty.
+
+        Raises:
+            StreamError: a sample has no embedding or does not decode; ShardError, StoreError: a shard cannot be read.
+        """
+        # two pools: a decoder that waited for a shard in its own pool could wait for itself
+        with ThreadPoolExecutor(len(self._lanes), "fetch") as fetchers, ThreadPoolExecutor(self._threads, "decode") as decoders:
+            try:
+                lanes = [self._pieces(lane, first, last, fetchers) for lane in self._lanes]
+                yield from ahead_map(decoders, self._decode, zip(range(first, last), *lanes, strict=True), self._threads)
+            finally:
+                for pool in (fetchers, decoders):
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pieces(self, lane: int, first: int, last: int, pool: ThreadPoolExecutor) -> Iterator[list[_Row]]:
+        """A lane's rows, step by step; the next shard is fetched while this one is used."""
+        loads = ahead_map(pool, self._load, self._plan.visits(lane, first, last), ahead=1)
+        here, rows = None, list[_Row]()
+        for step in range(first, last):
+            piece = list[_Row]()
+            for segment in self._plan.segments(lane, step):
+                if (segment.epoch, segment.shard) != here:
+                    here, rows = (segment.epoch, segment.shard), next(loads)
+                piece += rows[segment.start : segment.stop]
+            yield piece
+
+    def _load(self, visit: tuple[int, str]) -> list[_Row]:
+        """A shard's rows in the epoch's order."""
+        epoch, shard = visit
+        samples = _usable(read_samples(self._dataset.read(self._dataset.manifest(shard))), join_url(self._dataset.url, shard))
+        if len(samples) != dict(self._plan.shards)[shard]:
+            raise ShardError(f"shard {shard} of {self._dataset.url} holds {len(samples)} samples, not what its index says: run facemae verify")
+        vectors = self._vectors(shard, samples)
+        order = shard_order([sample.identity for sample in samples], self._plan.images_per_identity, self._plan.seed, epoch, shard)
+        return [_Row(samples[i], None if vectors is None else vectors[i]) for i in order]
+
+    def _vectors(self, shard: str, samples: Sequence[Sample]) -> np.ndarray | None:
+        """The samples' embeddings, float32 (N, dim), joined by key."""
+        if self._embeddings is None:
+            return None
+        try:
+            rows = read_embeddings(self._embeddings.read(self._embeddings.manifest(shard)))
+        except NotFound:
+            raise StreamError(f"{self._embeddings.url} has no shard {shard}: {_EMBED}") from None
+        return rows.vectors[_places(rows, samples, f"{self._embeddings.url}, shard {shard}")].astype(np.float32)
+
+    def _decode(self, work: tuple[int, *tuple[list[_Row], ...]]) -> Batch:
+        step, *pieces = work
+        rows = [row for piece in pieces for row in piece]
+        identities = np.array([row.sample.identity for row in rows], np.int64)
+        vectors = None if self._embeddings is None else np.stack([row.embedding for row in rows if row.embedding is not None])
+        images = np.stack([_picture(row.sample) for row in rows])
+        return Batch(images, [row.sample.key for row in rows], identities, vectors, step // self._plan.steps_per_epoch)
+
+
+_EMBED = "run `facemae embed` on the data set with the recogniser that trains"
+
+
+def _usable(samples: Iterator[Sample | Rejected], where: str) -> list[Sample]:
+    found = list[Sample]()
+    for sample in samples:
+        if isinstance(sample, Rejected):
+            raise StreamError(f"{where}: the sample {sample.key} cannot be used ({sample.error}): ingest the data set again")
+        found.append(sample)
+    return found
+
+
+def _places(rows: Embeddings, samples: Sequence[Sample], where: str) -> np.ndarray:
+    """Where each sample's embedding is."""
+    place = {key: i for i, key in enumerate(rows.keys)}
+    try:
+        return np.array([place[sample.key] for sample in samples], np.int64)
+    except KeyError as error:
+        raise StreamError(f"{where}: no embedding for {error}: {_EMBED}") from None
+
+
+def _picture(sample: Sample) -> np.ndarray:
+    try:
+        return decode(sample.image)
+    except PictureError as error:
+        raise StreamError(f"the picture of {sample.key} does not decode ({error}): run `facemae verify` on the data set") from None

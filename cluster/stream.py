@@ -18,15 +18,15 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 
 from cluster.dataset import Dataset
 from cluster.embedding import Embeddings, read_embeddings
+from cluster.lookahead import ahead_map
 from cluster.picture import PictureError, decode
-from cluster.pictures import ahead_map
 from cluster.shard import Rejected, Sample, ShardError, read_samples
 from cluster.store import NotFound, StoreError, join_url
 from facemae.training import Batch
@@ -71,8 +71,8 @@ class Plan:
         unit = self.lanes * self.images_per_identity
         if min(self.lanes, self.images_per_identity, self.batch_size) < 1 or self.batch_size % unit:
             raise StreamError(
-                f"a batch of {self.batch_size} does not divide into {self.lanes} lanes of whole tuples of {self.images_per_identity} images: "
-                f"give a multiple of lanes x images per identity = {unit}"
+                f"a batch of {self.batch_size} does not divide into {self.lanes} lanes of whole tuples of {self.images_per_identity} "
+                f"images: give a multiple of lanes x images per identity = {unit}"
             )
         if self.num_tuples < self.lanes:
             raise StreamError(
@@ -80,17 +80,22 @@ class Plan:
                 "use more data, fewer lanes or fewer images per identity"
             )
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Samples of an epoch."""
         return sum(count for _, count in self.shards)
 
-    @property
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Samples of each shard, by name."""
+        return dict(self.shards)
+
+    @cached_property
     def num_tuples(self) -> int:
         """Tuples of an epoch, the last one perhaps short."""
         return -(-self.num_samples // self.images_per_identity)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch: enough for every lane's share of the batch, never so many that a lane has nothing for a step."""
         longest = -(-self.num_tuples // self.lanes)
@@ -100,7 +105,9 @@ class Plan:
     def lanes_of(self, rank: int, world_size: int) -> range:
         """The lanes that a rank reads. Raises StreamError when the world size does not divide the lanes."""
         if self.lanes % world_size:
-            raise StreamError(f"{world_size} workers do not divide {self.lanes} lanes: choose a number of workers that does, or set --lanes")
+            raise StreamError(
+                f"{world_size} workers do not divide {self.lanes} lanes: choose a number of workers that does, or set --lanes"
+            )
         return range(rank, self.lanes, world_size)
 
     def samples_before(self, step: int) -> int:
@@ -112,7 +119,7 @@ class Plan:
         """What a lane contributes to a global step, in order."""
         epoch, rest = divmod(step, self.steps_per_epoch)
         start, stop = self._piece(lane, rest)
-        names, ends = _layout(self.shards, self.seed, epoch)
+        names, ends = self._layout(epoch)
         found = list[Segment]()
         for i in range(int(np.searchsorted(ends, start, side="right")), len(names)):
             begin = int(ends[i - 1]) if i else 0
@@ -138,12 +145,19 @@ class Plan:
         start, stop = (min(cut * self.images_per_identity, self.num_samples) for cut in cuts)
         return start, stop
 
+    def _layout(self, epoch: int) -> tuple[list[str], np.ndarray]:
+        """Shard names in the epoch's order, and where each ends: int64 (number of shards,)."""
+        if epoch not in self._layouts:
+            order = sorted(self.counts, key=lambda name: (_digest(self.seed, epoch, name), name))
+            ends = np.cumsum([self.counts[name] for name in order], dtype=np.int64)
+            for old in sorted(self._layouts)[:-2]:  # lanes stand in neighbouring epochs at most
+                self._layouts.pop(old, None)
+            self._layouts[epoch] = order, ends
+        return self._layouts[epoch]
 
-@lru_cache(maxsize=4)
-def _layout(shards: tuple[tuple[str, int], ...], seed: int, epoch: int) -> tuple[list[str], np.ndarray]:
-    """Shard names in the epoch's order, and where each ends: int64 (number of shards,)."""
-    order = sorted(shards, key=lambda shard: (_digest(seed, epoch, shard[0]), shard[0]))
-    return [name for name, _ in order], np.cumsum([count for _, count in order], dtype=np.int64)
+    @cached_property
+    def _layouts(self) -> dict[int, tuple[list[str], np.ndarray]]:
+        return {}
 
 
 def shard_order(labels: Sequence[int], images_per_identity: int, seed: int, epoch: int, shard: str) -> np.ndarray:
@@ -158,13 +172,14 @@ def shard_order(labels: Sequence[int], images_per_identity: int, seed: int, epoc
     """
     random = np.random.default_rng(int.from_bytes(_digest(seed, epoch, shard), "little"))
     shuffled = random.permutation(len(labels))
-    by_identity = shuffled[np.argsort(np.asarray(labels, np.int64)[shuffled], kind="stable")]
-    sizes = np.unique(np.asarray(labels, np.int64), return_counts=True)[1]
-    starts = np.cumsum(sizes) - sizes
-    place = np.arange(len(labels)) - np.repeat(starts, sizes)  # within its identity
-    full = place < np.repeat(sizes // images_per_identity * images_per_identity, sizes)
-    tuples = by_identity[full].reshape(-1, images_per_identity)
-    return np.concatenate([tuples[random.permutation(len(tuples))].reshape(-1), by_identity[~full]]).astype(np.int64)
+    _, identity, sizes = np.unique(np.asarray(labels, np.int64)[shuffled], return_inverse=True, return_counts=True)
+    grouped = np.argsort(identity, kind="stable")  # places in shuffled, one identity after the other
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the identity
+    full = rank < np.repeat(sizes // images_per_identity * images_per_identity, sizes)
+    tuples = grouped[full].reshape(-1, images_per_identity)
+    left = grouped[~full]
+    left = left[np.argsort(random.permutation(len(sizes))[identity[left]], kind="stable")]  # what is left of one identity stays together
+    return shuffled[np.concatenate([tuples[random.permutation(len(tuples))].reshape(-1), left])].astype(np.int64)
 
 
 def _digest(seed: int, epoch: int, shard: str) -> bytes:
@@ -200,7 +215,9 @@ def require_embeddings(dataset: Dataset, recognizer: str, sha256: str, command: 
     except (StoreError, KeyError) as error:
         if isinstance(error, StoreError) and not (isinstance(error, NotFound) or "dataset.json" in str(error)):
             raise
-        raise StreamError(f"the loss needs the originals' embeddings, and {embeddings.url} holds no complete set: run\n  {command}") from None
+        raise StreamError(
+            f"the loss needs the originals' embeddings, and {embeddings.url} holds no complete set: run\n  {command}"
+        ) from None
     if found != sha256:
         raise StreamError(
             f"{embeddings.url} was made by another recogniser of the same name (sha256 {found[:12]}, not {sha256[:12]}): "
@@ -208,7 +225,9 @@ def require_embeddings(dataset: Dataset, recognizer: str, sha256: str, command: 
         )
     missing = sorted(set(read_counts(dataset)) - set(counts))
     if missing:
-        raise StreamError(f"{embeddings.url} does not cover shard {missing[0][0]} of {dataset.url}: delete the embeddings and run\n  {command}")
+        raise StreamError(
+            f"{embeddings.url} does not cover shard {missing[0][0]} of {dataset.url}: delete the embeddings and run\n  {command}"
+        )
 
 
 @dataclass(frozen=True)
@@ -271,8 +290,10 @@ class Stream:
         """A shard's rows in the epoch's order."""
         epoch, shard = visit
         samples = _usable(read_samples(self._dataset.read(self._dataset.manifest(shard))), join_url(self._dataset.url, shard))
-        if len(samples) != dict(self._plan.shards)[shard]:
-            raise ShardError(f"shard {shard} of {self._dataset.url} holds {len(samples)} samples, not what its index says: run facemae verify")
+        if len(samples) != self._plan.counts[shard]:
+            raise ShardError(
+                f"shard {shard} of {self._dataset.url} holds {len(samples)} samples, not what its index says: run facemae verify"
+            )
         vectors = self._vectors(shard, samples)
         order = shard_order([sample.identity for sample in samples], self._plan.images_per_identity, self._plan.seed, epoch, shard)
         return [_Row(samples[i], None if vectors is None else vectors[i]) for i in order]

@@ -193,7 +193,7 @@ class ReconstructionLoss(nn.Module):
             raise ValueError(f"the recogniser gives {len(fake) - 1} layers, but the loss names {self.config.layers}")
         with torch.no_grad():
             layers = [feature.float() for feature in self.recognizer(images)[1:]] if self.config.layers else []
-        return fake, [real_embeddings.float(), *layers]
+        return fake, [real_embeddings.detach().float(), *layers]
 
 
 def _world_size() -> int:

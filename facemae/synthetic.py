@@ -1,7 +1,7 @@
 """Synthetic faces: a labelled face data set of any size from a seed, with no real person in it.
 
-Identity (shape, colours, hair, lasting marks) and nuisance (pose, light, expression, background, camera) are drawn apart,
-each from a counter hash, so image i is the same bytes in whatever batch, order, process or machine it is rendered.
+Identity (shape, colours, hair, lasting marks) and nuisance (pose, light, expression, background, camera) are drawn
+apart, each from a counter hash, so image i is the same bytes in whatever batch, order, process or machine it is drawn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from facemae.synthetic_paint import Floats
 from facemae.synthetic_scene import Scene
 from facemae.synthetic_traits import appearance, circumstances
 
@@ -101,13 +102,13 @@ class SyntheticFaces:
         pictures = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
         for start in range(0, len(wanted), BLOCK):
             block = wanted[start : start + BLOCK]
-            people = appearance(self.seed, block // self.images_per_identity)
-            params = people | circumstances(self.seed, block)
+            params = appearance(self.seed, block // self.images_per_identity) | circumstances(self.seed, block)
+            # like with like: a scene skips beards and glasses when nobody in it has them
+            order = np.lexsort((params["moustache"].ravel(), params["glasses"].ravel()))
             for first in range(0, len(block), CHUNK):
-                chunk = {name: values[..., first : first + CHUNK, :, :] for name, values in params.items()}
-                painted = Scene(self.size, chunk).draw()
-                for channel, plane in enumerate(np.clip(painted * 255 + 0.5, 0, 255)):
-                    pictures[start + first : start + first + len(plane), ..., channel] = plane  # truncates to uint8
+                chosen = order[first : first + CHUNK]
+                scene = Scene(self.size, {name: values[..., chosen, :, :] for name, values in params.items()})
+                pictures[start + chosen] = _to_pixels(scene.draw())
         return pictures
 
     def _checked(self, indices: ArrayLike) -> NDArray[np.int64]:
@@ -120,3 +121,11 @@ class SyntheticFaces:
         if outside.size:
             raise IndexError(f"image {outside[0]}: the data set holds images 0 to {len(self) - 1}")
         return wanted.astype(np.int64)
+
+
+def _to_pixels(painted: Floats) -> NDArray[np.uint8]:
+    """Rounds (3, N, size, size) in [0, 1] to uint8 (N, size, size, 3)."""
+    pixels = np.empty((*painted.shape[1:], 3), np.uint8)
+    for channel, plane in enumerate(np.clip(painted * 255 + 0.5, 0, 255)):
+        pixels[..., channel] = plane  # the cast cuts off the fraction
+    return pixels

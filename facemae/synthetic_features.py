@@ -1,8 +1,9 @@
 """The features of a synthetic face, each painted on the patch that holds it.
 
-Units are pixels of the 112 x 112 ArcFace template, measured from the point between the eyes, x to the right and y down: the
-eyes near (-17.6, 0) and (17.6, 0), the tip of the nose near (0, 20), the mouth near (0, 41). `ears`, `eyes` and `glasses`
-take a mirrored pair, where x grows outwards on both sides. p holds the parameters drawn by `facemae.synthetic_traits`.
+Units are pixels of the 112 x 112 ArcFace template, measured from the point between the eyes, x to the right and y down:
+the eyes near (-17.6, 0) and (17.6, 0), the tip of the nose near (0, 20), the mouth near (0, 41). `ears`, `eyes`, `brows`
+and `glasses` take a mirrored pair, where x grows outwards on both sides. p holds the parameters drawn by
+`facemae.synthetic_traits`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import numpy as np
 
 from facemae.synthetic_paint import Floats, Params, Patch, bump, clamp, inside, mix, positive, rgb, square, texture
 
-SIDES = np.array([-1, 1], np.float32).reshape(2, 1, 1, 1)  # turns a direction in the picture into one in a mirrored pair
+# turns a direction in the picture into one in a mirrored pair
+SIDES = np.array([-1, 1], np.float32).reshape(2, 1, 1, 1)
 
 
 def body(patch: Patch, p: Params) -> None:

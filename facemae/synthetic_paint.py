@@ -1,19 +1,20 @@
 """Brushes for `facemae.synthetic`: patches of pictures, masks, noise.
 
-Everything here is addition, multiplication, division, comparison and square root on float32, and table look-ups: operations
-that IEEE 754 rounds in one way only. An image therefore depends neither on its neighbours in the batch nor on the machine.
-Per-pixel `exp` or `sin` would be slower, and their last bit depends on the vector width.
+Everything here is addition, multiplication, division, comparison and square root on float32, and table look-ups:
+operations that IEEE 754 rounds in one way only. An image therefore depends neither on its neighbours in the batch nor on
+the machine. Per-pixel `exp` or `sin` would be slower, and their last bit depends on the vector width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32; numpy's own types hold that float32 * 0.5 may be float64, which it never is
 Params = dict[str, Floats]
 
 TABLE = 128  # side of the noise tables, a power of two so that the look-up wraps by a bit mask

@@ -8,8 +8,19 @@ import numpy as np
 
 from facemae import synthetic_features as features
 from facemae.synthetic_paint import (
-    TABLE, Floats, Params, Patch, bump, clamp, inside, mix, noise_tables, positive, square, texture,
-)  # fmt: skip
+    TABLE,
+    Floats,
+    Params,
+    Patch,
+    bump,
+    clamp,
+    inside,
+    mix,
+    noise_tables,
+    positive,
+    square,
+    texture,
+)
 
 TEMPLATE = 112
 CENTRE_X, CENTRE_Y = 55.9, 51.6  # the point between the eyes in the ArcFace template
@@ -22,8 +33,8 @@ Feature = Callable[[Patch, Params], None]
 def face_grid(size: int, p: Params) -> tuple[Floats, Floats]:
     """Where each pixel lies on the face, after shift, scale, roll, yaw and pitch: two float32 (N, size, size).
 
-    Yaw and pitch are the second-order terms of turning a sphere: the eyes stay, as alignment would keep them, the middle of
-    the face moves against the outline, and the far side shrinks.
+    Yaw and pitch are the second-order terms of turning a sphere: the eyes stay, as alignment would keep them, the middle
+    of the face moves against the outline, and the far side shrinks.
     """
     line = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(TEMPLATE / size) - np.float32(0.5)
     across = line[None, None, :] - np.float32(CENTRE_X) + p["shift_x"]
@@ -198,4 +209,5 @@ class Scene:
         pixels = self.size * self.size
         table = np.resize(noise_tables()[1], pixels + TABLE * TABLE)
         starts = self.p["grain"].astype(np.intp)[..., 0, 0]  # (3, N)
-        return np.lib.stride_tricks.sliding_window_view(table, pixels)[starts].reshape(*starts.shape, self.size, self.size)
+        grain: Floats = np.lib.stride_tricks.sliding_window_view(table, pixels)[starts]
+        return grain.reshape(*starts.shape, self.size, self.size)

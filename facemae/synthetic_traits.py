@@ -1,7 +1,7 @@
 """What a synthetic face looks like: named parameters drawn from counter hashes.
 
-`appearance` draws what is lasting about an identity, `circumstances` what differs from image to image. The two never share a
-draw, and a draw is a pure function of (seed, identity) or (seed, image).
+`appearance` draws what is lasting about an identity, `circumstances` what differs from image to image. The two never
+share a draw, and a draw is a pure function of (seed, identity) or (seed, image).
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ NUISANCE = {
     "shift_x": (-2, 2), "shift_y": (-2, 2), "scale": (0.96, 1.05), "roll": (-0.05, 0.05), "yaw": (-0.34, 0.34),
     "pitch": (-0.22, 0.22), "smile": (-0.2, 1), "raise": (-0.4, 1), "frown": (-0.6, 0.6), "lids": (0.6, 1.12),
     "gaze_x": (-2, 2), "gaze_y": (-0.8, 0.8), "pupil": (1.6, 2.3), "light_x": (-0.85, 0.85), "light_y": (-0.75, 0.15),
-    "collar": (47, 58), "contrast": (0.5, 3), "glare": (0, 0.5), "gloss": (0, 0.16), "blur": (0, 0.2), "noise": (0.003, 0.018),
-    "exposure": (0.75, 1.15),
+    "collar": (47, 58), "contrast": (0.5, 3), "glare": (0, 0.5), "gloss": (0, 0.16), "blur": (0, 0.2),
+    "noise": (0.003, 0.018), "exposure": (0.75, 1.15),
 }  # fmt: skip
-SKIN = ((0.98, 0.84, 0.74), (0.95, 0.77, 0.65), (0.88, 0.68, 0.53), (0.75, 0.54, 0.39), (0.57, 0.39, 0.28), (0.41, 0.28, 0.2))
-HAIR = ((0.1, 0.09, 0.1), (0.2, 0.13, 0.1), (0.33, 0.21, 0.14), (0.46, 0.26, 0.15), (0.55, 0.25, 0.12), (0.62, 0.48, 0.3),
-        (0.84, 0.69, 0.42))  # fmt: skip
+SKIN = ((0.98, 0.84, 0.74), (0.95, 0.77, 0.65), (0.88, 0.68, 0.53), (0.75, 0.54, 0.39), (0.57, 0.39, 0.28),
+        (0.41, 0.28, 0.2))  # fmt: skip
+HAIR = ((0.1, 0.09, 0.1), (0.2, 0.13, 0.1), (0.33, 0.21, 0.14), (0.46, 0.26, 0.15), (0.55, 0.25, 0.12),
+        (0.62, 0.48, 0.3), (0.84, 0.69, 0.42))  # fmt: skip
 GREY = rgb(0.74, 0.73, 0.72)
-IRIS = ((0.2, 0.12, 0.08), (0.36, 0.21, 0.1), (0.48, 0.36, 0.16), (0.32, 0.46, 0.28), (0.24, 0.46, 0.66), (0.46, 0.54, 0.58))
-FRAMES = ((0.08, 0.08, 0.1), (0.3, 0.17, 0.1), (0.62, 0.5, 0.25), (0.45, 0.1, 0.14), (0.12, 0.2, 0.38), (0.6, 0.62, 0.65))
+IRIS = ((0.2, 0.12, 0.08), (0.36, 0.21, 0.1), (0.48, 0.36, 0.16), (0.32, 0.46, 0.28), (0.24, 0.46, 0.66),
+        (0.46, 0.54, 0.58))  # fmt: skip
+FRAMES = ((0.08, 0.08, 0.1), (0.3, 0.17, 0.1), (0.62, 0.5, 0.25), (0.45, 0.1, 0.14), (0.12, 0.2, 0.38),
+          (0.6, 0.62, 0.65))  # fmt: skip
 
 
 def mix_bits(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

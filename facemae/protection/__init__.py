@@ -9,7 +9,10 @@ from facemae.protection.facemae import FaceMaeProtection
 from facemae.protection.none import NoProtection
 from facemae.protection.protocol import Protection
 
-PROTECTIONS: dict[str, type] = {method.name: method for method in (NoProtection, FaceMaeProtection)}
+PROTECTIONS: dict[str, type[Protection]] = {
+    NoProtection.name: NoProtection,
+    FaceMaeProtection.name: FaceMaeProtection,
+}
 
 
 def create_protection(method: str, **options: Any) -> Protection:

@@ -88,21 +88,22 @@ def convert_graph(model: bytes, layers: Sequence[str], source: str) -> fx.GraphM
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite two harmless habits of torch's exporters that onnx2torch stumbles over."""
+    """Rewrite three harmless habits of torch's exporters that onnx2torch stumbles over."""
     weights = {weight.name: weight for weight in model.graph.initializer}
+    del model.graph.value_info[:]  # states the old shapes; they are inferred anew
     same_as = {}
     for node in model.graph.node:
+        weight = weights.get(node.input[1]) if len(node.input) > 1 else None
         if node.op_type == "Identity" and node.input[0] in weights:  # a weight used twice, copied by name
             same_as[node.output[0]] = node.input[0]
-        if (
-            node.op_type == "Reshape"
-            and node.input[1] in weights
-            and numpy_helper.to_array(weights[node.input[1]]).all()
-        ):
+        elif node.op_type == "Reshape" and weight is not None and numpy_helper.to_array(weight).all():
             # allowzero=1 says how to read a zero in the shape: without one it says nothing
             kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
             del node.attribute[:]
             node.attribute.extend(kept)
+        elif node.op_type == "PRelu" and weight is not None and len(weight.dims) == 4 and weight.dims[0] == 1:
+            # (1, C, 1, 1) broadcasts as (C, 1, 1) does, but only the latter becomes torch's fast prelu
+            del weight.dims[0]
     for node in model.graph.node:
         node.input[:] = [same_as.get(name, name) for name in node.input]
     kept_nodes = [node for node in model.graph.node if not set(node.output) & set(same_as)]

@@ -73,13 +73,15 @@ def fit_recognizer(
         labels = torch.from_numpy(classes).to(device)
         loss = functional.cross_entropy(head(net(_images(pictures, flip, generator, device)), labels), labels)
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {float(loss)} at step {step} of {steps}: lower lr ({lr}) or give a warmup")
+            raise ValueError(
+                f"the loss is {float(loss.detach())} at step {step} of {steps}: lower lr ({lr}) or give a warmup"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         if on_step:
-            on_step(step, float(loss), rate)
+            on_step(step, float(loss.detach()), rate)
     net.eval()
     return head
 

@@ -11,15 +11,14 @@ NUM_PEOPLE = 40  # the last 10 are never trained on
 
 
 def blobs(people: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A person is three coloured discs; a picture of them moves a little and is noisy: uint8 (N, 112, 112, 3)."""
+    """A person is three coloured discs; each picture has its own light and stray disc: uint8 (N, 112, 112, 3)."""
     y, x = np.mgrid[:112, :112]
-    pictures = rng.normal(128, 30, (len(people), 112, 112, 3))
+    pictures = rng.normal(0, 40, (len(people), 112, 112, 3)) + rng.uniform(60, 200, (len(people), 1, 1, 3))
     for picture, person in zip(pictures, people, strict=True):
         traits = np.random.default_rng(int(person))
-        for _ in range(3):
-            centre, colour = traits.uniform(20, 92, 2) + rng.normal(0, 2, 2), traits.uniform(0, 255, 3)
-            disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 20**2
-            picture[disc] = colour + rng.normal(0, 15, (disc.sum(), 3))
+        for source in (traits, traits, traits, rng):
+            centre, colour = source.uniform(20, 92, 2), source.uniform(-60, 60, 3)
+            picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 20**2] += colour
     return pictures.clip(0, 255).astype(np.uint8)
 
 
@@ -64,8 +63,8 @@ def test_training_separates_people_never_seen(block):
     assert isinstance(head, CosFace)
     assert not net.training
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
-    assert after > 0.97
-    assert after > before + 0.02
+    assert after > 0.82
+    assert after > before + 0.15
 
 
 def small_run(**options):

@@ -92,7 +92,7 @@ def test_float32_rows_under_autocast(recognizer, noise_pictures):
 
 
 def test_a_graph_that_does_not_convert_names_file_reason_and_remedy(tmp_path):
-    clip = helper.make_node("Clip", ["input", "low"], ["clipped"], name="clip")
+    clip = helper.make_node("Clip", ["input", "low", ""], ["clipped"], name="clip")
     nodes = [clip, *mean_colour()]
     nodes[1].input[0] = "clipped"
     path = graph_file(tmp_path / "clip.onnx", nodes, low=np.array(-0.9, np.float32))
@@ -102,14 +102,16 @@ def test_a_graph_that_does_not_convert_names_file_reason_and_remedy(tmp_path):
 
 
 def test_habits_of_torch_exporters_convert(tmp_path, noise_pictures):
-    """A weight that passes an Identity on its way to a Conv, and a Reshape with allowzero: onnx2torch knows neither."""
+    """A weight on its way to a Conv by an Identity, a PRelu slope (1, C, 1, 1), a Reshape with allowzero."""
     nodes = [
         helper.make_node("Identity", ["bias"], ["same_bias"]),
         helper.make_node("Conv", ["input", "kernel", "same_bias"], ["convolved"], strides=[8, 8]),
-        helper.make_node("Reshape", ["convolved", "shape"], ["embedding"], allowzero=1),
+        helper.make_node("PRelu", ["convolved", "slope"], ["bent"]),
+        helper.make_node("Reshape", ["bent", "shape"], ["embedding"], allowzero=1),
     ]
     rng = np.random.default_rng(0)
     weights = {"kernel": rng.normal(size=(2, 3, 8, 8)).astype(np.float32), "bias": np.array([1, 2], np.float32)}
+    weights["slope"] = np.array([0.1, 0.3], np.float32).reshape(1, 2, 1, 1)
     path = graph_file(tmp_path / "habits.onnx", nodes, shape=np.array([-1, 2 * 14 * 14]), **weights)
     recognizer = OnnxRecognizer.load(path, HALF, HALF)
     rows = recognizer.differentiable()(to_images(noise_pictures))[0]

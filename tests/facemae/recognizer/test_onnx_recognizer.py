@@ -166,7 +166,7 @@ def test_an_embedding_without_direction_names_its_row(tmp_path, tail):
     pictures = np.full((12, 112, 112, 3), 100, np.uint8)
     np.testing.assert_allclose(np.abs(recognizer.embed(pictures)), 1 / np.sqrt(3), rtol=1e-5)
     pictures[[9, 11]] = 0
-    with pytest.raises(ValueError, match="colour: .*picture 9, 11 of this batch of 12"):
+    with pytest.raises(ValueError, match=r"colour: .*picture 9, 11 of this batch of 12"):
         recognizer.embed(pictures)
 
 

@@ -59,10 +59,10 @@ class Ranks:
     def __len__(self) -> int:
         return len(self.key)
 
-    def leakage(self, histograms: Mapping[str, np.ndarray], depth: int = DEPTH) -> Leakage:
+    def leakage(self, histograms: Mapping[str, np.ndarray]) -> Leakage:
         """What this shard adds to the summary."""
-        image = Curve.of(self.rank_image, self.identity, depth=depth)
-        return Leakage(image, Curve.of(self.rank_identity, self.identity, self.others, depth=depth), histograms)
+        image, identity = Curve.of(self.rank_image, self.identity), Curve.of(self.rank_identity, self.identity, self.others)
+        return Leakage(image, identity, histograms)
 
 
 def write_ranks(rows: Ranks, histograms: Mapping[str, np.ndarray]) -> bytes:
@@ -143,13 +143,12 @@ class LeakageProcessor(Processor[Unit]):
     Args:
         queries: the embedded set that is searched for.
         gallery_set: the embedded set that is searched, and ``gallery`` its actors.
-        depth: the largest rank told apart.
         seed: of the random pairs in the histograms.
     """
 
-    def __init__(self, queries: EmbeddedSet, gallery_set: EmbeddedSet, gallery: Gallery, depth: int = DEPTH, seed: int = 0) -> None:
+    def __init__(self, queries: EmbeddedSet, gallery_set: EmbeddedSet, gallery: Gallery, seed: int = 0) -> None:
         self._urls = queries.dataset.url, gallery_set.dataset.url
-        self._gallery, self._depth, self._seed, self._dim = gallery, depth, seed, int(gallery_set.recognizer["dim"])
+        self._gallery, self._seed, self._dim = gallery, seed, int(gallery_set.recognizer["dim"])
         self._leaves_out_own = queries.fingerprint == gallery_set.fingerprint and self._urls[0] == self._urls[1]
         self._config = {
             "stage": "leakage",
@@ -157,7 +156,7 @@ class LeakageProcessor(Processor[Unit]):
             "recognizer": dict(gallery_set.recognizer),
             "gallery": {"fingerprint": gallery_set.fingerprint, "samples": gallery_set.samples},
             "leaves_out_own": self._leaves_out_own,
-            "depth": depth,
+            "depth": DEPTH,
             "pairs_per_image": PAIRS_PER_IMAGE,
             "seed": seed,
         }
@@ -195,13 +194,13 @@ class LeakageProcessor(Processor[Unit]):
     def _search(self, queries: Embeddings, originals: Embeddings, places: np.ndarray, start: int) -> Ranks:
         """Ask the gallery. A mate's own similarity is always known exactly, so a rank is a count of the more similar ones."""
         own, vectors = start + places, ray.put(queries.vectors)
-        scores, ids = self._gallery.search(vectors, self._depth + 1)
+        scores, ids = self._gallery.search(vectors, DEPTH + 1)
         others, best = self._gallery.same_identity(vectors, queries.identities, own)
         without_own = np.where(ids == own[:, None], np.float32(-np.inf), scores)
         mate = similarity(queries.vectors, originals.vectors[places])
         if self._leaves_out_own:
             scores, mate = without_own, np.full_like(mate, np.nan)
-        by_image, by_identity = ranks(scores, mate, self._depth), ranks(without_own, best, self._depth)
+        by_image, by_identity = ranks(scores, mate), ranks(without_own, best)
         return Ranks(queries.keys, queries.identities, by_image, by_identity, others, mate, best, scores.max(axis=1))
 
     def _histograms(self, shard: str, queries: Embeddings, originals: Embeddings, places: np.ndarray) -> dict[str, np.ndarray]:
@@ -286,7 +285,8 @@ def _places(queries: Embeddings, originals: Embeddings, shard: str) -> np.ndarra
             f"shard {shard}: no key of the queries is in the gallery's shard of the same name (first: {queries.keys[0]!r}): the protected "
             "set is of other originals, or its keys were replaced for a release (measure the leakage before that)"
         )
-    wrong = np.flatnonzero((places >= 0) & (originals.identities[places] != queries.identities)) if len(originals) else ()
+    found = np.flatnonzero(places >= 0)
+    wrong = found[originals.identities[places[found]] != queries.identities[found]]
     if len(wrong):
         raise GalleryError(f"shard {shard}: {queries.keys[wrong[0]]!r} has another identity in the gallery than among the queries")
     return places

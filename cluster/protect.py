@@ -7,13 +7,34 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import ray
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.lookahead import Batch, ahead_map, decoded
 from cluster.picture import JPEG_QUALITY, encode
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter, read_samples
-from facemae.protection import create_protection
+from cluster.weights import local_weights
+from facemae.protection import Protection, create_protection
+
+
+def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
+    """The protection, its weights fetched to this machine.
+
+    Raises:
+        ValueError, FileNotFoundError, StoreError: unknown method or options, or weights that do not load.
+    """
+    weights = {"weights": local_weights(options["weights"])} if "weights" in options else {}
+    return create_protection(method, **{**options, **weights})
+
+
+def describe_protection(method: str, options: Mapping[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:
+    """What determines the output, told by the protection itself: on a GPU worker when the work will be done there, since the kind of
+    device is part of it. Also finds wrong options and weights before any work starts. Raises what ``load_protection`` raises."""
+    if not num_gpus:
+        return load_protection(method, options).describe()
+    describe = ray.remote(lambda: load_protection(method, options).describe())
+    return ray.get(describe.options(num_gpus=num_gpus).remote())
 
 
 class ProtectProcessor(Processor[Unit]):
@@ -22,16 +43,16 @@ class ProtectProcessor(Processor[Unit]):
     Args:
         input_url: the original data set.
         method: a registered protection.
-        options: its options.
-        batch_size: pictures handed to it at once; changes no byte of the output.
-
-    Raises:
-        ValueError: unknown method or options, or weights that do not load: found on the driver, before any worker starts.
+        options: its options; ``weights`` may be an s3:// URL, which every worker fetches for itself.
+        description: see ``describe_protection``.
+        batch_size: pictures handed to the protection at once; changes no byte of the output.
     """
 
-    def __init__(self, input_url: str, method: str, options: Mapping[str, Any], batch_size: int = 64) -> None:
+    def __init__(
+        self, input_url: str, method: str, options: Mapping[str, Any], description: Mapping[str, Any], batch_size: int = 64
+    ) -> None:
         self._input_url, self._method, self._options, self._batch_size = input_url, method, dict(options), batch_size
-        self._description = create_protection(method, **self._options).describe()
+        self._description = dict(description)
 
     def describe(self) -> dict[str, Any]:
         """The protection's own description and the encoder's settings."""
@@ -40,7 +61,7 @@ class ProtectProcessor(Processor[Unit]):
     def open(self, threads: int) -> None:
         """Load the protection and start the codec threads."""
         self._input = Dataset(self._input_url)
-        self._protection = create_protection(self._method, **self._options)
+        self._protection = load_protection(self._method, self._options)
         self._pool, self._ahead = ThreadPoolExecutor(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:

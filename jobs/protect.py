@@ -9,10 +9,9 @@ from typing import Any
 
 from cluster.dataset import Dataset
 from cluster.inputs import input_units
-from cluster.protect import ProtectProcessor
+from cluster.protect import ProtectProcessor, describe_protection
 from cluster.session import session
 from cluster.stage import run_stage
-from cluster.weights import local_weights
 from jobs.command import RayConfig, main_of
 from jobs.summary import print_summary
 
@@ -49,8 +48,10 @@ def run(config: ProtectConfig) -> dict[str, Any]:
     """Protect, and return the summary that is printed."""
     source, output = Dataset(config.input), Dataset(config.output)
     units, parent = input_units(source)
-    processor = ProtectProcessor(config.input, config.method, _method_options(config), config.batch_size)
+    options = _method_options(config)
     with session(config.address):
+        description = describe_protection(config.method, options, config.gpus_per_worker)
+        processor = ProtectProcessor(config.input, config.method, options, description, config.batch_size)
         name = f"protect ({config.method})"
         result = run_stage(processor, units, output, name=name, kind="images", parent=parent, options=config.stage_options())
     next_step = f"facemae leakage --original {config.input} --protected {config.output} --recognizer ATTACKER.onnx --output leakage"
@@ -63,8 +64,7 @@ def _method_options(config: ProtectConfig) -> dict[str, Any]:
         return {}
     if config.weights is None:
         raise ValueError("--method facemae needs --weights: the output of facemae train")
-    weights = str(local_weights(config.weights))
-    options = {"weights": weights, "mask_ratio": config.mask_ratio, "seed": config.seed}
+    options = {"weights": config.weights, "mask_ratio": config.mask_ratio, "seed": config.seed}
     return {**options, "device": config.device, "threads": config.cpus_per_worker}
 
 

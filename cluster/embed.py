@@ -21,7 +21,7 @@ class EmbedProcessor(Processor[Unit]):
 
     Args:
         input_url: the data set to embed.
-        recognizer: an ONNX file every worker can read.
+        recognizer: an ONNX file on the driver; it travels to the workers by value.
         mean, std: its normalisation of value/255, three numbers each; None takes them from the sidecar file.
         batch_size: pictures decoded at once; changes no byte of the output.
     """
@@ -36,23 +36,21 @@ class EmbedProcessor(Processor[Unit]):
         batch_size: int = 64,
     ) -> None:
         self._input_url, self._batch_size = input_url, batch_size
-        self._recognizer_at = (recognizer, mean, std, device)
-        self._description = OnnxRecognizer.load(recognizer, mean=mean, std=std).describe()
+        self._recognizer, self._device = OnnxRecognizer.load(recognizer, mean=mean, std=std), device
 
     @property
     def name(self) -> str:
         """The recogniser's name, which names the folder of its embeddings."""
-        return str(self._description["name"])
+        return self._recognizer.name
 
     def describe(self) -> dict[str, Any]:
         """The recogniser's description."""
-        return {"stage": "embed", "recognizer": self._description, "dtype": "float16"}
+        return {"stage": "embed", "recognizer": self._recognizer.describe(), "dtype": "float16"}
 
     def open(self, threads: int) -> None:
         """Load the recogniser."""
-        path, mean, std, device = self._recognizer_at
         self._input = Dataset(self._input_url)
-        self._recognizer = OnnxRecognizer.load(path, mean=mean, std=std, device=device, threads=threads)
+        self._recognizer = self._recognizer.on(self._device, threads)
         self._pool, self._ahead = ThreadPoolExecutor(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:

@@ -57,5 +57,5 @@ def read_embeddings(data: bytes) -> Embeddings:
         column = table["embedding"].combine_chunks()
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
         return Embeddings(table["key"].to_pylist(), table["identity"].to_numpy(), vectors)
-    except (pa.ArrowException, KeyError, AttributeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
         raise ShardError(f"no embeddings table: {error}") from None

@@ -269,6 +269,8 @@ def _embeddings(dataset: Dataset, shard: str) -> Embeddings:
         manifest = dataset.manifest(shard)
     except NotFound:
         raise GalleryError(f"{dataset.url} has no shard {shard}: are these two sets of the same origin? Run `facemae embed`") from None
+    if manifest.file is None:  # every one of its images is in the quarantine
+        return Embeddings([], np.empty(0, np.int64), np.empty((0, 0), np.float16))
     return read_embeddings(dataset.read(manifest))
 
 

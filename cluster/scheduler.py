@@ -59,6 +59,7 @@ class Scheduler:
         self._start_failures = 0
         self._pause, self._paused_until, self._last_commit = 1.0, 0.0, time.monotonic()
         self.stop = threading.Event()
+        self.ready_at: float | None = None
 
     def run(self, num_workers: int) -> Iterator[Manifest]:
         """Yield manifests as they are committed. Raises StageError on a fatal error, Interrupted after draining on ``stop``."""
@@ -118,6 +119,7 @@ class Scheduler:
             if result.error:
                 raise StageError(result.error)
             lane.opening, lane.node, self._start_failures = None, result.node, 0
+            self.ready_at = self.ready_at or time.perf_counter()
             return None
         unit = lane.units.pop(ref)
         lane.alone = lane.alone and bool(lane.units)

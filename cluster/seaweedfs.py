@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.store import StoreError
@@ -24,7 +24,7 @@ class Endpoint:
 
     url: str
     access_key: str
-    secret_key: str
+    secret_key: str = field(repr=False)
     process: subprocess.Popen[bytes]
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ import pyarrow.parquet as pq
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 << 20
 """A larger member is no face picture; it is refused before any of it is touched."""
+MAX_NAME_BYTES = 64 << 10
+"""A longer GNU name or PAX header names no picture."""
+_KEY = re.compile(r"(?:[^/\0]+/)*[^/.\0]+")
 
 
 class ShardError(ValueError):
@@ -67,19 +71,23 @@ def read_members(data: bytes | memoryview) -> Iterator[Member]:
     """Walk a tar held in memory, regular files only, without copying any of them.
 
     Raises:
-        ShardError: a header is damaged, a member runs past the end, is larger than ``MAX_MEMBER_BYTES`` or is no regular file.
+        ShardError: a header is damaged, a member runs past the end, is larger than ``MAX_MEMBER_BYTES`` or is no regular file, or
+            something follows the end of the archive (a hole of zeros where a header was).
     """
     view = memoryview(data)
     offset, long_name = 0, None
     while offset + BLOCK <= len(view):
         header = bytes(view[offset : offset + BLOCK])
         if header == bytes(BLOCK):
+            if view[offset:] != bytes(len(view) - offset):
+                raise ShardError(f"bytes follow the end-of-archive block at byte {offset}: a header was wiped, or tars were joined")
             return
         _require_checksum(header, offset)
         size, kind = _octal(header[124:136], offset), header[156:157]
         start, stop = offset + BLOCK, offset + BLOCK + size
-        if size > MAX_MEMBER_BYTES:
-            raise ShardError(f"the member at byte {offset} claims {size} bytes, the limit is {MAX_MEMBER_BYTES}")
+        limit = MAX_NAME_BYTES if kind in (b"L", b"x") else MAX_MEMBER_BYTES
+        if size > limit:
+            raise ShardError(f"the member at byte {offset} claims {size} bytes, the limit is {limit}")
         if stop > len(view):
             raise ShardError(f"the tar is cut short: the member at byte {offset} ends at {stop}, the tar at {len(view)}")
         if kind == b"L":  # GNU: the next member's name
@@ -100,19 +108,26 @@ def read_members(data: bytes | memoryview) -> Iterator[Member]:
 def read_samples(data: bytes | memoryview) -> Iterator[Sample | Rejected]:
     """Group a tar's members into samples by key, as WebDataset does (the name up to the first dot of its last part).
 
-    A sample that cannot be used comes as a Rejected row. Raises ShardError where the tar itself ends too early.
+    A sample that cannot be used comes as a Rejected row, and a key met twice in a row as two samples. Raises ShardError where the tar
+    itself is damaged, after the samples that are whole.
     """
     key: str | None = None
     parts: dict[str, memoryview] = {}
-    for member in read_members(data):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        member_key = f"{folder}/{stem}" if folder else stem
-        if key is not None and member_key != key:
-            yield _sample(key, parts)
-            parts = {}
-        key = member_key
-        parts[extension.lower()] = member.data
+    try:
+        for member in read_members(data):
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            member_key, extension = folder + slash + stem, extension.lower()
+            if key is not None and (member_key != key or extension in parts):
+                yield _sample(key, parts)
+                parts = {}
+            key = member_key
+            parts[extension] = member.data
+    except ShardError:
+        last = _sample(key, parts) if key is not None else None
+        if isinstance(last, Sample):
+            yield last
+        raise
     if key is not None:
         yield _sample(key, parts)
 
@@ -127,17 +142,19 @@ def _sample(key: str, parts: dict[str, memoryview]) -> Sample | Rejected:
     if label is None:
         return Rejected(key, "no-label", "no .cls member gives the identity", size)
     text = bytes(label[:32]).strip()
-    if not text.isdigit() or int(text) >= 1 << 63:
+    if len(label) > 32 or not text.isdigit() or int(text) >= 1 << 63:
         return Rejected(key, "bad-label", f"the .cls member is no integer from 0 to 2**63 - 1: {text[:20]!r}", size)
-    source = json.loads(bytes(parts["json"])).get("source") if "json" in parts and _is_json(parts["json"]) else None
-    return Sample(key, image, int(text), source)
+    return Sample(key, image, int(text), _source(parts.get("json", memoryview(b""))))
 
 
-def _is_json(data: memoryview) -> bool:
+def _source(data: memoryview) -> str | None:
+    """The origin in a ``.json`` member of ours; other people's JSON has none."""
     try:
-        return isinstance(json.loads(bytes(data)), dict)
-    except ValueError:
-        return False
+        content = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return None
+    source = content.get("source") if isinstance(content, dict) else None
+    return source if isinstance(source, str) else None
 
 
 class ShardWriter:
@@ -149,7 +166,17 @@ class ShardWriter:
         self.labels: set[int] = set()
 
     def add(self, sample: Sample) -> None:
-        """Append ``<key>.jpg``, ``<key>.cls`` and, for an original, ``<key>.json``."""
+        """Append ``<key>.jpg``, ``<key>.cls`` and, for an original, ``<key>.json``.
+
+        Raises:
+            ShardError: a reader would not give the sample back: a key with a dot in its last part or above 95 bytes, a negative identity,
+                an image above ``MAX_MEMBER_BYTES``.
+        """
+        if not _KEY.fullmatch(sample.key) or sample.identity < 0 or len(sample.image) > MAX_MEMBER_BYTES:
+            raise ShardError(
+                f"cannot write key {sample.key!r}, identity {sample.identity}, {len(sample.image)} bytes: a key's last part has no dot and "
+                f"is not empty, an identity is >= 0, an image has at most {MAX_MEMBER_BYTES} bytes"
+            )
         self._member(f"{sample.key}.jpg", sample.image)
         self._member(f"{sample.key}.cls", b"%d" % sample.identity)
         if sample.source is not None:
@@ -186,8 +213,12 @@ def write_ledger(rows: Iterable[Rejected]) -> bytes:
 
 
 def read_ledger(data: bytes) -> list[Rejected]:
-    """The inverse of write_ledger."""
-    return [Rejected(**row) for row in pq.read_table(io.BytesIO(data), schema=_SCHEMA).to_pylist()]
+    """The inverse of write_ledger. Raises ShardError when the bytes are no ledger."""
+    try:
+        table = pq.read_table(io.BytesIO(data)).select(_SCHEMA.names).cast(_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ShardError(f"no quarantine ledger: {error}") from None
+    return [Rejected(**row) for row in table.to_pylist()]
 
 
 def _header(name: str, size: int) -> bytes:
@@ -208,11 +239,10 @@ def _require_checksum(header: bytes, offset: int) -> None:
 
 
 def _octal(field: bytes, offset: int) -> int:
-    text = field.strip(b"\0 ")
-    try:
-        return int(text or b"0", 8)
-    except ValueError:
-        raise ShardError(f"the tar header at byte {offset} is damaged: {field!r} is no octal number") from None
+    text = field.strip(b"\0 ") or b"0"
+    if not set(text) <= set(b"01234567"):  # int() would take a sign, and a negative size walks backwards for ever
+        raise ShardError(f"the tar header at byte {offset} is damaged: {field!r} is no octal number")
+    return int(text, 8)
 
 
 def _header_name(header: bytes) -> str:
@@ -223,12 +253,14 @@ def _header_name(header: bytes) -> str:
 
 def _pax_path(data: bytes) -> str | None:
     """The ``path`` attribute of a PAX header: records ``LENGTH name=value\\n``."""
-    while data:
-        length, _, rest = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+    offset, path = 0, None
+    while offset < len(data):
+        digits = re.compile(rb"([0-9]{1,9}) ").match(data, offset)
+        stop = offset + int(digits[1]) if digits else 0
+        if digits is None or not digits.end() < stop <= len(data):
             raise ShardError("a PAX header is damaged")
-        name, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        name, _, value = data[digits.end() : stop - 1].partition(b"=")
         if name == b"path":
-            return value.decode("utf-8", "replace")
-        data = data[int(length) :]
-    return None
+            path = value.decode("utf-8", "replace")
+        offset = stop
+    return path

@@ -61,7 +61,8 @@ class StageResult:
         description: the content of dataset.json.
         committed, resumed: shards committed by this run, and found committed by earlier ones.
         samples: samples committed by this run.
-        seconds: duration of this run.
+        seconds: duration of this run's work, from the first worker that was ready.
+        startup_seconds: what passed before that (processes, libraries, weights).
         failed_shards: shards quarantined whole.
     """
 
@@ -70,6 +71,7 @@ class StageResult:
     resumed: int
     samples: int
     seconds: float
+    startup_seconds: float
     failed_shards: Sequence[str]
 
 
@@ -112,12 +114,14 @@ def run_stage(
         for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
             samples += manifest.samples
             progress.advance(manifest)
+    finished = time.perf_counter()
     manifests = output.manifests()
     _require_own_work(output, manifests, mark)
     lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
     description = output.finish(kind, lineage, manifests)
     failed = [manifest.shard for manifest in manifests if manifest.failure]
-    return StageResult(description, len(todo), len(units) - len(todo), samples, time.perf_counter() - started, failed)
+    ready = scheduler.ready_at or started
+    return StageResult(description, len(todo), len(units) - len(todo), samples, finished - ready, ready - started, failed)
 
 
 def _worker_factory(processor: Processor[Any], output: Dataset, attempt: str, mark: str, options: StageOptions) -> Callable[[], Any]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 
 class StoreError(RuntimeError):
@@ -91,10 +90,16 @@ def join_url(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+def split_url(url: str) -> tuple[str, str]:
+    """The root and the last name of an object's full URL or path, relative or absolute."""
+    root, slash, name = url.rstrip("/").rpartition("/")
+    return root or slash or ".", name
+
+
 def read_url(url: str) -> bytes:
     """The bytes of one object or file given by its full URL or path. Raises StoreError or NotFound."""
-    root, _, name = url.rstrip("/").rpartition("/")
-    return open_store(root or ("/" if url.startswith("/") else ".")).get(name)
+    root, name = split_url(url)
+    return open_store(root).get(name)
 
 
 def require_conditional_put(store: Store) -> None:
@@ -116,6 +121,13 @@ def require_conditional_put(store: Store) -> None:
         "commit a shard. Use a store with conditional writes: AWS S3, SeaweedFS, Ceph RGW, MinIO, or a local folder.",
         fatal=True,
     )
+
+
+def _require_inside(url: str, key: str) -> str:
+    """The key, unless it would leave the store: servers may resolve ``..`` as a file system does."""
+    if key.startswith("/") or ".." in key.split("/"):
+        raise StoreError(f"the key {key!r} points outside {url}", fatal=True)
+    return key
 
 
 class LocalStore:
@@ -141,7 +153,10 @@ class LocalStore:
         path = self._path(key)
         temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
         with self._translated(key):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise StoreError(f"{path.parent} cannot be made: a part of it is a file. Choose another folder", fatal=True) from None
             try:
                 with temporary.open("xb") as file:
                     file.write(data)
@@ -159,33 +174,34 @@ class LocalStore:
         with self._translated(prefix):
             for path in _walk(folder):
                 key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix):
-                    yield StoredObject(key, path.stat().st_size)
+                if not key.startswith(prefix):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # deleted since its folder was read
+                    # a link that leads nowhere is listed too: who reads it then learns that something is missing
+                    yield StoredObject(key, path.stat(follow_symlinks=path.exists()).st_size)
 
     def size(self, key: str) -> int:
         with self._translated(key):
             return self._path(key).stat().st_size
 
     def delete(self, key: str) -> None:
-        with self._translated(key):
-            self._path(key).unlink(missing_ok=True)
+        with contextlib.suppress(NotFound), self._translated(key):
+            self._path(key).unlink()
 
     def _path(self, key: str) -> Path:
-        if key.startswith("/") or ".." in key.split("/"):
-            raise StoreError(f"the key {key!r} points outside {self.url}", fatal=True)
-        return self.root / key
+        return self.root / _require_inside(self.url, key)
 
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         """Raise the protocol's errors in place of the operating system's."""
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFound(f"{self.url}/{key} does not exist") from error
         except FileExistsError as error:
             raise AlreadyExists(f"{self.url}/{key} is already there") from error
         except OSError as error:
-            fatal = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTSUP)
+            fatal = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTSUP, errno.ENAMETOOLONG)
             raise StoreError(f"{self.url}/{key}: {error.strerror}", fatal=fatal) from error
 
 
@@ -221,12 +237,11 @@ class S3Store:
         import boto3
         from botocore.config import Config
 
-        parts = urlsplit(url)
-        self.bucket, self.prefix = parts.netloc, parts.path.strip("/")
         self.url = url.rstrip("/")
+        self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        self.prefix = prefix.strip("/")
         if not self.bucket:
             raise StoreError(f"{url} names no bucket: write s3://bucket/prefix", fatal=True)
-        session = boto3.session.Session()
         config = Config(
             retries={"mode": "standard", "max_attempts": 8},
             connect_timeout=5,
@@ -236,8 +251,11 @@ class S3Store:
             s3={"addressing_style": "path" if os.environ.get("AWS_ENDPOINT_URL") else "auto"},
         )
         with self._translated(""):
-            region = session.region_name or "us-east-1"
-            self._client = session.client("s3", config=config, region_name=region)
+            session = boto3.session.Session()
+            try:
+                self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
+            except ValueError as error:
+                raise StoreError(f"{url}: {error}: correct AWS_ENDPOINT_URL (http://host:port)", fatal=True) from None
 
     def get(self, key: str) -> bytes:
         with self._translated(key):
@@ -273,6 +291,7 @@ class S3Store:
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def _full(self, key: str) -> str:
+        _require_inside(self.url, key)
         return f"{self.prefix}/{key}" if self.prefix else key
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from cluster.dataset import Dataset
 from cluster.stream import Plan, Stream, read_counts
 from facemae.recognizer.compact import CompactNet
 from facemae.recognizer.export import export_onnx
+from facemae.recognizer.margin import CosFace
 from facemae.recognizer.train import fit_recognizer
 from jobs.command import Config, main_of
 
@@ -72,8 +73,10 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
             bar.update()
 
-        fit_recognizer(net, batches, num_classes, config.steps, lr=config.lr, warmup=config.steps // 20, seed=config.seed,
-                       device=config.device, on_step=show)  # fmt: skip
+        # a softer margin than large networks take: these see each person a few dozen times
+        head = CosFace(config.dim, num_classes, scale=32.0, margin=0.2, seed=config.seed)
+        fit = {"lr": config.lr, "warmup": config.steps // 8, "seed": config.seed, "device": config.device}
+        fit_recognizer(net, batches, num_classes, config.steps, head=head, on_step=show, **fit)
     output.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(net.cpu(), output)
     print(f"written: {output} and {output.with_suffix('.json')}\nnext:    facemae embed --input {config.data} --recognizer {output}")

@@ -118,6 +118,10 @@ class OnnxRecognizer:
         """Sessions cannot travel between processes; the file's bytes and the settings can."""
         return _rebuild, (self._model, self.name, self.mean, self.std, self.device, self.threads, self._source)
 
+    def on(self, device: str, threads: int) -> OnnxRecognizer:
+        """The same recogniser on another device or number of threads; see `load`."""
+        return OnnxRecognizer(self._model, self.name, self.mean, self.std, device=device, threads=threads, source=self._source)
+
     def describe(self) -> dict[str, Any]:
         """What an embedding's manifest records of its recogniser: {"name", "sha256", "dim", "mean", "std"}."""
         return {

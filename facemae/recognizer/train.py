@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -86,7 +86,9 @@ def fit_recognizer(
     return head
 
 
-def _next_batch(source, step: int, steps: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _next_batch(
+    source: Iterator[tuple[np.ndarray, np.ndarray]], step: int, steps: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The next batch of the iterator, its labels checked before they index the head's centres."""
     try:
         pictures, classes = next(source)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
+from cluster.order import OrderError, Plan, shard_order
 from cluster.shard import Sample, ShardWriter
-from cluster.stream import Plan, Stream, StreamError, read_counts, require_embeddings, shard_order
+from cluster.stream import Stream, StreamError, read_counts, require_embeddings
 
 RECOGNIZER = {"name": "toy", "sha256": "a" * 64, "dim": 4, "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -65,7 +66,7 @@ def test_an_epoch_is_every_place_once_in_batches_of_the_asked_size(case, epoch: 
     counts, lanes, images, batch_size, seed = case
     shards = tuple((f"{i:05d}", count) for i, count in enumerate(counts))
     if -(-sum(counts) // images) < lanes:
-        with pytest.raises(StreamError, match="too few"):
+        with pytest.raises(OrderError, match="too few"):
             Plan(shards, batch_size, images, lanes, seed)
         return
     plan = Plan(shards, batch_size, images, lanes, seed)
@@ -152,9 +153,9 @@ def test_only_the_shards_of_the_asked_steps_are_read(dataset: Dataset, monkeypat
 
 def test_what_cannot_be_is_refused_with_the_remedy(tmp_path: Path, dataset: Dataset):
     plan = Plan(read_counts(dataset), 16, 2, 4)
-    with pytest.raises(StreamError, match="3 workers do not divide 4 lanes"):
+    with pytest.raises(OrderError, match="3 workers do not divide 4 lanes"):
         Stream(dataset, plan, rank=0, world_size=3)
-    with pytest.raises(StreamError, match="multiple of lanes x images per identity = 8"):
+    with pytest.raises(OrderError, match="multiple of lanes x images per identity = 8"):
         Plan(read_counts(dataset), 12, 2, 4)
     bare = write_dataset(tmp_path / "bare", [12], embedded=False)
     with pytest.raises(StreamError, match="facemae embed --x"):

@@ -1,0 +1,126 @@
+"""``facemae pipeline``: from faces to a protected data set with a measured leakage, from one YAML file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.session import session
+from cluster.store import join_url
+from jobs import embed, ingest, leakage, pretrain, protect, report, train, verify
+from jobs.command import Config, from_mapping, main_of
+
+JobT = TypeVar("JobT", bound=Config)
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(Config):
+    """Ingest, train, protect, embed, measure, report: every step resumes where it was, so run the same command again after a stop.
+
+    Reads: a YAML file whose sections hold the flags of the jobs of the same name (roots are filled in). Everything is checked before the
+    first step starts.
+    Writes: ROOT/training, ROOT/original, ROOT/run, ROOT/protected (folders or s3://), and in the local FOLDER the recognisers that it
+    trains, the leakage tables and report.html.
+    Next: open FOLDER/leakage/report.html.
+    """
+
+    root: str
+    """Where the data sets go: a folder or s3://bucket/prefix."""
+    folder: str = "facemae-results"
+    """Local folder for recognisers, tables and the report."""
+    recognizer: str
+    """ONNX file inside the relation loss, or the name of a section of pretrain."""
+    attackers: list[str]
+    """ONNX files that attack, or names of sections of pretrain. Never the recogniser of the loss."""
+    training: Section
+    """facemae ingest of the people that FaceMAE learns from."""
+    original: Section
+    """facemae ingest of the people to protect."""
+    pretrain: dict[str, Section] = field(default_factory=dict)
+    """facemae pretrain of recognisers, by name, on the training people."""
+    train: Section = field(default_factory=dict)
+    """facemae train."""
+    protect: Section = field(default_factory=dict)
+    """facemae protect."""
+    leakage: Section = field(default_factory=dict)
+    """facemae leakage."""
+    report: Section = field(default_factory=dict)
+    """facemae report."""
+    address: str | None = None
+    """Address of a running Ray cluster; without one a local Ray is started."""
+    num_workers: int = 0
+    """Workers of every step; 0 takes as many as fit."""
+
+
+def run(config: PipelineConfig) -> dict[str, Any]:
+    """Run every step. Returns the summaries by step."""
+    if config.recognizer in config.attackers:
+        raise ValueError(f"{config.recognizer} sits in the loss and attacks too: it would measure what was trained to please it")
+    steps = plan(config)
+    done: dict[str, Any] = {}
+    with session(config.address):
+        for number, (name, job, settings) in enumerate(steps, 1):
+            print(f"\n[{number}/{len(steps)}] {name}", flush=True)
+            done[name] = job.run(settings)
+    failed = [shard for summary in done.values() if isinstance(summary, Mapping) for shard in summary.get("failed_shards", ())]
+    return {**done, "failed_shards": failed}
+
+
+def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
+    """The steps as (name, job module, its config), all checked.
+
+    Raises:
+        UsageError: a section holds an unknown or wrong field.
+    """
+    training, original, protected = (join_url(config.root, name) for name in ("training", "original", "protected"))
+    weights, results = join_url(config.root, "run"), str(Path(config.folder) / "leakage")
+    inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))
+    ray = {"num_workers": config.num_workers}
+
+    def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:
+        return where, module, from_mapping(kind, {**roots, **section}, where=f"section {where}", complete=True)
+
+    steps: list[tuple[str, Any, Config]] = [
+        job(ingest, ingest.IngestConfig, config.training, "training", output=training, **ray),
+        *(
+            job(pretrain, pretrain.PretrainConfig, section, f"pretrain {name}", data=training, output=_recognizer(config, name))
+            for name, section in config.pretrain.items()
+        ),
+        job(embed, embed.EmbedConfig, {}, "embed", input=training, recognizer=inside, **ray),
+        job(train, train.TrainConfig, config.train, "train", data=training, recognizer=inside, output=weights),
+        job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
+        job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=weights, **ray),
+        job(
+            leakage,
+            leakage.LeakageConfig,
+            config.leakage,
+            "leakage",
+            original=original,
+            protected=protected,
+            recognizer=attackers,
+            output=results,
+            **ray,
+        ),  # fmt: skip
+        job(report, report.ReportConfig, config.report, "report", output=results),
+        job(verify, verify.VerifyConfig, {}, "verify original", root=original),
+        job(verify, verify.VerifyConfig, {}, "verify protected", root=protected),
+    ]
+    return steps
+
+
+def _recognizer(config: PipelineConfig, name: str) -> str:
+    """The ONNX file behind a name of the pretrain section, or the file itself."""
+    return str(Path(config.folder) / "recognizers" / f"{name}.onnx") if name in config.pretrain else name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return main_of(PipelineConfig, run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

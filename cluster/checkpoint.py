@@ -171,10 +171,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             parameter.copy_(checkpoint.tensors[f"weight/{name}"])
 
 
-def load_optimizer(engine: Any, checkpoint: Checkpoint) -> None:
+def load_optimizer(engine: Any, checkpoint: Checkpoint | None) -> None:
     """Put a checkpoint's moments, and the fp32 masters of low-precision parameters, into an engine made from a model that has its
-    weights already (``load_weights``). Every rank must call it."""
-    _create_moments(engine, checkpoint.step)
+    weights already (``load_weights``). Every rank must call it; without a checkpoint too, or ``capture`` may find no moments: DeepSpeed
+    links them after the first parameter group's first step, when the other groups have none yet."""
+    _create_moments(engine, 0 if checkpoint is None else checkpoint.step)
+    if checkpoint is None:
+        return
     for name, parameter in _trained(engine.module):
         full = {moment: checkpoint.tensors[f"{moment}/{name}"].to(engine.device) for moment in MOMENTS}
         if not engine.zero_optimization_stage():
@@ -193,7 +196,10 @@ def _set_partitions(parameter: nn.Parameter, full: Mapping[str, Tensor]) -> None
         if hasattr(parameter, "ds_tensor"):  # ZeRO 3, whose safe_set_full_* fail where the ranks do not divide the parameter
             size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank(parameter.ds_process_group)
             mine = value.flatten()[size * rank : size * (rank + 1)]
-            value, setters = nn.functional.pad(mine, (0, size - len(mine))), (utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state)
+            value, setters = (
+                nn.functional.pad(mine, (0, size - len(mine))),
+                (utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state),
+            )
         else:
             setters = (utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state)
         if part == "weight":

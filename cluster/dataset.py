@@ -54,6 +54,7 @@ class Manifest:
         attempt: the one try of a job that committed it.
         seconds: time by step, for the report; not part of any identity.
         failure: why a poison shard was given up, else None.
+        ledger: key of its quarantine rows below the root, or None when there are none.
     """
 
     shard: str
@@ -69,6 +70,7 @@ class Manifest:
     seconds: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
+    ledger: str | None = None
 
     def to_bytes(self) -> bytes:
         """The manifest as the JSON that is stored."""
@@ -111,7 +113,8 @@ class Dataset:
     def names(self) -> list[str]:
         """Names of the committed shards, by one listing."""
         keys = (stored.key for stored in self.store.list("manifests/"))
-        return sorted(key.removeprefix("manifests/").removesuffix(".json") for key in keys if key.endswith(".json"))
+        names = (key.removeprefix("manifests/").removesuffix(".json") for key in keys if key.endswith(".json"))
+        return sorted(names, key=lambda name: (len(name), name))  # 100000 comes after 99999
 
     def manifest(self, shard: str) -> Manifest:
         """The manifest of a committed shard. Raises NotFound."""
@@ -147,8 +150,7 @@ class Dataset:
             digest = sha256_hex(data.payload)
             file = f"shards/{shard}-{digest[:12]}{self.suffix}"
             self.store.put(file, data.payload)
-        if data.rejected:
-            self.store.put(f"quarantine/{shard}.parquet", write_ledger(data.rejected))
+        ledger = self._put_ledger(shard, data.rejected) if data.rejected else None
         quarantined = sum(row.num_samples for row in data.rejected)
         manifest = Manifest(
             shard=shard,
@@ -164,30 +166,38 @@ class Dataset:
             seconds={step: round(value, 4) for step, value in {**seconds, "publish": time.perf_counter() - started}.items()},
             counts=dict(data.counts),
             failure=data.failure,
+            ledger=ledger,
         )
         return self.publish(manifest)
 
+    def _put_ledger(self, shard: str, rows: Sequence[Rejected]) -> str:
+        """Write a ledger and return its key. As a tar it never changes: beside another attempt's that differs, ours gets its own name."""
+        data, key = write_ledger(rows), f"quarantine/{shard}.parquet"
+        try:
+            self.store.put(key, data, if_absent=True)
+        except AlreadyExists:
+            if self.store.get(key) != data:
+                key = f"quarantine/{shard}-{sha256_hex(data)[:12]}.parquet"
+                self.store.put(key, data)
+        return key
+
     def publish(self, manifest: Manifest) -> Manifest:
-        """Write a manifest unless there is one; a loser whose bytes differ deletes its own. Returns the manifest that counts."""
+        """Write a manifest unless there is one; a loser deletes of its tar and ledger what the winner's are not. Returns the manifest that
+        counts."""
         try:
             self.store.put(f"manifests/{manifest.shard}.json", manifest.to_bytes(), if_absent=True)
             return manifest
         except AlreadyExists:
             winner = self.manifest(manifest.shard)  # perhaps our own, when only the answer to the PUT was lost
-            if manifest.file is not None and winner.file != manifest.file:
-                self.store.delete(manifest.file)
+            for key in {manifest.file, manifest.ledger} - {winner.file, winner.ledger}:
+                if key is not None:
+                    self.store.delete(key)
             return winner
 
     def finish(self, kind: str, lineage: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
         """Write index.json and then dataset.json from the manifests. Returns the latter's content, which holds no time or attempt:
         the same work gives the same dataset.json."""
-        shards = [
-            {"url": manifest.file, "nsamples": manifest.samples, "filesize": manifest.num_bytes, "sha256": manifest.sha256}
-            for manifest in manifests
-            if manifest.file is not None
-        ]
-        index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
-        self.store.put("index.json", _json_bytes(index))
+        self.store.put("index.json", index_of(manifests))
         description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "released": False, "lineage": dict(lineage)}
         self.store.put("dataset.json", _json_bytes(description))
         return description
@@ -196,19 +206,33 @@ class Dataset:
         """The content of dataset.json.
 
         Raises:
-            StoreError: there is none (the data set is unfinished, or is none), or it is of another schema.
+            StoreError: there is none (the data set is unfinished, or is none), or it is damaged or of another schema.
         """
+        where = f"{self.url}/dataset.json"
         try:
             content = json.loads(self.store.get("dataset.json"))
         except NotFound:
             state = "is unfinished: run the job that writes it again" if self._begun() else "holds no data set"
             raise StoreError(f"{self.url} {state} (no dataset.json)", fatal=True) from None
-        if content.get("schema") != SCHEMA:
-            raise StoreError(f"{self.url}/dataset.json has schema {content.get('schema')}, this version reads {SCHEMA}", fatal=True)
+        except ValueError as error:
+            raise StoreError(f"{where} is damaged ({error}): run the job that writes it again", fatal=True) from None
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            schema = content.get("schema") if isinstance(content, dict) else None
+            raise StoreError(f"{where} has schema {schema}, this version reads {SCHEMA}", fatal=True)
         return content
 
     def _begun(self) -> bool:
         return next(iter(self.store.list("manifests/")), None) is not None
+
+
+def index_of(manifests: Sequence[Manifest]) -> bytes:
+    """The content of index.json: the shards that hold data, in order."""
+    shards = [
+        {"url": manifest.file, "nsamples": manifest.samples, "filesize": manifest.num_bytes, "sha256": manifest.sha256}
+        for manifest in manifests
+        if manifest.file is not None
+    ]
+    return _json_bytes({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards})
 
 
 def totals(manifests: Sequence[Manifest]) -> dict[str, int | None]:

@@ -14,12 +14,15 @@ relation graph of a batch has genuine and impostor edges.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
+
+from cluster.dataset import Dataset
 
 
 class OrderError(ValueError):
@@ -168,6 +171,17 @@ def shard_order(labels: Sequence[int], images_per_identity: int, seed: int, epoc
     left = grouped[~full]
     left = left[np.argsort(random.permutation(len(sizes))[identity[left]], kind="stable")]  # what is left of one identity stays together
     return shuffled[np.concatenate([tuples[random.permutation(len(tuples))].reshape(-1), left])].astype(np.int64)
+
+
+def read_counts(dataset: Dataset) -> tuple[tuple[str, int], ...]:
+    """(name, samples) of every shard of a complete data set, from its index: one object instead of a manifest for each shard.
+
+    Raises:
+        StoreError: the data set is unfinished, or there is none.
+    """
+    dataset.description()
+    shards = json.loads(dataset.store.get("index.json"))["shardlist"]
+    return tuple((shard["url"].rpartition("/")[2].partition("-")[0], int(shard["nsamples"])) for shard in shards)
 
 
 def _digest(seed: int, epoch: int, shard: str) -> bytes:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from cluster.shard import MAX_MEMBER_BYTES
 
 SIZE = 112
 """Side of an aligned face in pixels (ArcFace template)."""
@@ -51,20 +53,22 @@ def encode(picture: np.ndarray) -> bytes:
 
 
 def align(data: bytes | memoryview, *, resize: bool) -> Aligned:
-    """Make a source file a 112 x 112 JPEG. A JPEG that already is one is kept byte for byte.
+    """Make a source file a 112 x 112 JPEG. A JPEG that already is one, and upright, is kept byte for byte.
 
     Args:
         resize: scale pictures of another size (area filter, whole picture) instead of refusing them.
 
     Raises:
-        PictureError: no picture, damaged, too many pixels, or of another size without ``resize``.
+        PictureError: no picture, damaged, too many pixels or bytes, or of another size without ``resize``.
     """
     if len(data) == 0:
         raise PictureError("empty-file", "the file has no bytes")
+    if len(data) > MAX_MEMBER_BYTES:
+        raise PictureError("too-large", f"{len(data)} bytes, the limit is {MAX_MEMBER_BYTES}: no face picture needs as many")
     if bytes(data[:3]) == b"\xff\xd8\xff":
         height, width, colorspace = _jpeg_header(data)
         _require_pixels(width, height)
-        if (height, width) == (SIZE, SIZE) and colorspace in ("YCbCr", "Gray", "RGB"):
+        if (height, width) == (SIZE, SIZE) and colorspace in ("YCbCr", "Gray", "RGB") and not _is_turned(data):
             decode(data)  # a damaged picture is refused here, not a thousand GPUs later
             return Aligned(data, kept=True)
     picture = _open(data)
@@ -83,14 +87,30 @@ def _jpeg_header(data: bytes | memoryview) -> tuple[int, int, str]:
     return height, width, colorspace
 
 
+def _is_turned(data: bytes | memoryview) -> bool:
+    """Whether EXIF asks for a rotation, which ``decode`` would not do. EXIF that cannot be read asks for none."""
+    if b"Exif\0\0" not in bytes(data):
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # as in _open; the pixels are judged elsewhere
+        return False
+
+
 def _open(data: bytes | memoryview) -> np.ndarray:
     """Any picture Pillow reads as uint8 (H, W, 3) RGB, turned upright by its EXIF orientation."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
             _require_pixels(*image.size)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except PictureError:
         raise
+    except UnidentifiedImageError:  # its text names a memory address, and equal input gives an equal ledger
+        raise PictureError("not-an-image", "no JPEG, PNG, WebP or BMP picture") from None
     except Image.DecompressionBombError as error:
         raise PictureError("too-large", str(error)) from None
     except Exception as error:  # Pillow raises whatever its codecs raise; each is one bad picture, never the run

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from cluster.shard import ShardError, sha256_hex
-from cluster.store import NotFound, StoreError, open_store, read_url
+from cluster.store import NotFound, StoreError, open_store, read_url, split_url
 
 MAGIC = 0xCED7230A
 _HEADER = struct.Struct("<IfQQ")
@@ -36,7 +36,7 @@ class RecordFile:
     """``FILE.rec`` and the ``FILE.idx`` beside it, local or s3://."""
 
     def __init__(self, url: str) -> None:
-        self._root, _, self._name = url.rpartition("/")
+        self._root, self._name = split_url(url)
         self._url, self._index_url = url, url.removesuffix(".rec") + ".idx"
 
     def image_offsets(self) -> tuple[np.ndarray, str]:
@@ -50,23 +50,23 @@ class RecordFile:
         except NotFound:
             raise StoreError(f"{self._url} needs its index beside it: {self._index_url} does not exist", fatal=True) from None
         numbers, offsets = self._parse(data)
-        size = open_store(self._root or ".").size(self._name)
-        if len(offsets) == 0 or int(offsets.max()) >= size:
+        size = open_store(self._root).size(self._name)
+        if len(offsets) == 0 or int(offsets.min()) < 0 or int(offsets.max()) >= size:
             raise StoreError(f"{self._index_url} does not fit {self._url} ({size} bytes): cut short, or of another file", fatal=True)
         order = np.argsort(offsets)
         numbers, offsets = numbers[order], np.append(offsets[order], size)
-        first = self._first_header(int(offsets[0]), int(offsets[1])) if numbers[0] == 0 else None
-        if first is None:
+        end = self._end_of_images(int(offsets[0]), int(offsets[1])) if numbers[0] == 0 else None
+        if end is None:
             return offsets, sha256_hex(data)
-        first += first >> 23  # the rounding of a float32 must not cost an image
-        images = np.flatnonzero((numbers >= 1) & (numbers < first))
-        if len(images) == 0 or np.any(np.diff(images) != 1):
-            raise StoreError(f"{self._index_url} does not list the images 1 to {first - 1} in one run of the file", fatal=True)
+        slack = end >> 23  # the rounding of a float32 must not cost an image
+        images = np.flatnonzero((numbers >= 1) & (numbers < end + slack))
+        if len(images) < max(1, end - 1 - slack) or np.any(np.diff(images) != 1):
+            raise StoreError(f"{self._index_url} does not list images 1 to {end - 1} in one run: cut short, or of another file", fatal=True)
         return offsets[images[0] : images[-1] + 2], sha256_hex(data)
 
     def read(self, start: int, stop: int) -> bytes:
         """A byte range of the records."""
-        return open_store(self._root or ".").get_range(self._name, start, stop)
+        return open_store(self._root).get_range(self._name, start, stop)
 
     def _parse(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Record numbers and byte offsets, int64, from lines ``number<TAB>offset``."""
@@ -76,13 +76,18 @@ class RecordFile:
             table = csv.read_csv(pa.BufferReader(data), names, csv.ParseOptions(delimiter="\t"), types)
         except pa.ArrowInvalid as error:
             raise StoreError(f"{self._index_url} is no index of lines number<TAB>offset: {error}", fatal=True) from None
+        if table["number"].null_count or table["offset"].null_count:
+            raise StoreError(f"{self._index_url} is no index of lines number<TAB>offset: a number is missing", fatal=True)
         return table["number"].to_numpy(), table["offset"].to_numpy()
 
-    def _first_header(self, start: int, stop: int) -> int | None:
+    def _end_of_images(self, start: int, stop: int) -> int | None:
         """One past the last image's number when record 0 is InsightFace's header, None when it is an image."""
-        data, _ = _join(memoryview(self.read(start, stop)), 0)
-        flag = _HEADER.unpack_from(data)[0]
-        return int(np.frombuffer(data, "<f4", flag, _HEADER.size)[0]) if flag else None
+        try:
+            data, _ = _join(memoryview(self.read(start, stop)), 0)
+            flag = _HEADER.unpack_from(data)[0]
+            return int(np.frombuffer(data, "<f4", flag, _HEADER.size)[0]) if flag else None
+        except (ValueError, OverflowError, struct.error) as error:  # ShardError is a ValueError
+            raise StoreError(f"record 0 of {self._url} is damaged, or {self._index_url} is of another file: {error}", fatal=True) from None
 
 
 def read_records(data: bytes) -> Iterator[Record]:
@@ -98,15 +103,16 @@ def read_records(data: bytes) -> Iterator[Record]:
         if len(record) < _HEADER.size:
             raise ShardError(f"the record at byte {offset} of its range has {len(record)} bytes, no header fits")
         flag, label, number, _ = _HEADER.unpack_from(record)
-        image = record[_HEADER.size + 4 * flag :]
-        labels = np.frombuffer(record, "<f4", flag, _HEADER.size) if 0 < flag <= (len(record) - _HEADER.size) // 4 else [label]
-        if flag == 0 or len(image) > 0:
-            yield Record(number, _identity(float(labels[0])), image)
+        start = _HEADER.size + 4 * flag
+        if start > len(record):
+            yield Record(number, None, record[_HEADER.size :])  # the flag itself is damaged
+        elif flag == 0 or start < len(record):
+            yield Record(number, _identity(struct.unpack_from("<f", record, _HEADER.size)[0] if flag else label), record[start:])
         offset = following
 
 
 def _identity(label: float) -> int | None:
-    return int(label) if label >= 0 and label == int(label) else None
+    return int(label) if 0 <= label < 2**63 and label == int(label) else None
 
 
 def _join(view: memoryview, offset: int) -> tuple[bytes | memoryview, int]:
@@ -117,7 +123,7 @@ def _join(view: memoryview, offset: int) -> tuple[bytes | memoryview, int]:
             raise ShardError(f"cut short at byte {offset} of its range")
         magic, word = struct.unpack_from("<II", view, offset)
         kind, length = word >> 29, word & ((1 << 29) - 1)
-        if magic != MAGIC or offset + 8 + length > len(view) or (kind in (0, 1)) == bool(parts):
+        if magic != MAGIC or kind > 3 or offset + 8 + length > len(view) or (kind in (0, 1)) == bool(parts):
             raise ShardError(f"damaged at byte {offset} of its range")
         parts.append(view[offset + 8 : offset + 8 + length])
         offset += 8 + length + (-length) % 4

@@ -18,7 +18,7 @@ from cluster.picture import encode
 from cluster.processor import Unit
 from cluster.record import RecordFile, read_records
 from cluster.shard import Rejected, Sample, ShardError, read_samples
-from cluster.store import NotFound, Store, StoreError, open_store
+from cluster.store import NotFound, Store, StoreError, open_store, split_url
 from facemae.synthetic import SyntheticFaces
 
 FETCH_THREADS = 16
@@ -55,9 +55,9 @@ def open_source(text: str) -> Source:
         return SyntheticSource(SyntheticFaces.parse(text.removeprefix("synthetic:")))
     if text.endswith(".rec"):
         return RecordSource(text)
-    root, _, name = text.rstrip("/").rpartition("/")
-    if text.endswith(".tar") or "*" in name:
-        return TarSource(root or ".", name)
+    root, name = split_url(text)
+    if name.endswith(".tar") or "*" in name:
+        return TarSource(root, name)
     store = open_store(text)
     first = next(iter(store.list()), None)
     if first is None:
@@ -88,7 +88,7 @@ class FolderSource(Source):
         """Files in key order, ``shard_size`` a unit."""
         digest, files, labels = hashlib.sha256(), list[tuple[str, int]](), dict[str, int]()
         for stored in open_store(self._url).list():
-            digest.update(f"{stored.key}\0{stored.size}\n".encode())
+            digest.update(f"{stored.key}\0{stored.size}\n".encode(errors="surrogateescape"))
             folder = stored.key.rpartition("/")[0]
             files.append((stored.key, labels.setdefault(folder, len(labels)) if folder else -1))
         self._digest = digest.hexdigest()
@@ -104,12 +104,13 @@ class FolderSource(Source):
     def samples(self, unit: FolderUnit, fetched: list[bytes | None]) -> Iterator[Sample | Rejected]:
         """One sample a file."""
         for (key, identity), data in zip(unit.files, fetched, strict=True):
+            source = _printable(key)
             if data is None:
-                yield Rejected("", "vanished", "the file was listed but is no longer there", 0, key)
+                yield Rejected("", "vanished", "the file was listed but is no longer there", 0, source)
             elif identity < 0:
-                yield Rejected("", "no-label", "the file lies in no identity's folder: put it into ROOT/<identity>/", len(data), key)
+                yield Rejected("", "no-label", "the file lies in no identity's folder: put it into ROOT/<identity>/", len(data), source)
             else:
-                yield Sample("", data, identity, key)
+                yield Sample("", data, identity, source)
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,11 @@ class TarSource(Source):
 
     def units(self, shard_size: int) -> Sequence[Unit]:
         """One unit a tar; ``shard_size`` does not apply: how many samples a tar holds is known when it is read."""
-        found = [stored for stored in open_store(self._url).list() if fnmatch.fnmatchcase(stored.key, self._pattern)]
+        match = self._pattern
+        found = [s for s in open_store(self._url).list() if s.key == match or fnmatch.fnmatchcase(s.key, match)]
         if not found:
             raise StoreError(f"no object in {self._url} matches {self._pattern}", fatal=True)
-        self._digest = hashlib.sha256("\n".join(f"{s.key}\0{s.size}" for s in found).encode()).hexdigest()
+        self._digest = hashlib.sha256("\n".join(f"{s.key}\0{s.size}" for s in found).encode(errors="surrogateescape")).hexdigest()
         return [TarUnit(_name(i), 0, stored.key) for i, stored in enumerate(found)]
 
     def fetch(self, unit: TarUnit) -> bytes:
@@ -188,15 +190,16 @@ class TarSource(Source):
 
     def samples(self, unit: TarUnit, fetched: bytes) -> Iterator[Sample | Rejected]:
         """The tar's samples; where it is cut short, those before the damage and one ledger row."""
+        file = _printable(unit.file)
         try:
             for sample in read_samples(fetched):
                 if isinstance(sample, Sample):
-                    yield Sample("", sample.image, sample.identity, f"{unit.file}/{sample.key}")
+                    yield Sample("", sample.image, sample.identity, f"{file}/{sample.key}")
                 else:
-                    yield Rejected("", sample.reason, sample.error, sample.num_bytes, f"{unit.file}/{sample.key}")
+                    yield Rejected("", sample.reason, sample.error, sample.num_bytes, f"{file}/{sample.key}")
         except ShardError as error:
             message = f"{error}; the samples before it were kept, how many followed is not known: fetch the tar again"
-            yield Rejected("", "truncated-tar", message, len(fetched), unit.file)
+            yield Rejected("", "truncated-tar", message, len(fetched), file)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,11 @@ class SyntheticSource(Source):
 
 def _name(number: int) -> str:
     return f"{number:05d}"
+
+
+def _printable(key: str) -> str:
+    """The key as Unicode: a local file's name need not be UTF-8."""
+    return key.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _get(store: Store, key: str) -> bytes | None:

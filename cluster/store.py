@@ -176,9 +176,11 @@ class LocalStore:
                 key = path.relative_to(self.root).as_posix()
                 if not key.startswith(prefix):
                     continue
-                with contextlib.suppress(FileNotFoundError):  # deleted since its folder was read
-                    # a link that leads nowhere is listed too: who reads it then learns that something is missing
-                    yield StoredObject(key, path.stat(follow_symlinks=path.exists()).st_size)
+                try:
+                    yield StoredObject(key, path.stat().st_size)
+                except FileNotFoundError:  # deleted since its folder was read, or a link to nothing, which its reader must learn of
+                    if path.is_symlink():
+                        yield StoredObject(key, 0)
 
     def size(self, key: str) -> int:
         with self._translated(key):
@@ -252,10 +254,7 @@ class S3Store:
         )
         with self._translated(""):
             session = boto3.session.Session()
-            try:
-                self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
-            except ValueError as error:
-                raise StoreError(f"{url}: {error}: correct AWS_ENDPOINT_URL (http://host:port)", fatal=True) from None
+            self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
 
     def get(self, key: str) -> bytes:
         with self._translated(key):
@@ -309,8 +308,8 @@ class S3Store:
             if code in _EXISTS:
                 raise AlreadyExists(f"{where} is already there") from None
             raise StoreError(f"{where}: {_REMEDY.get(code, code)}", fatal=code in _REMEDY) from None
-        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
-            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
+        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound, ValueError) as error:
+            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role, and AWS_ENDPOINT_URL as http://host:port"
             raise StoreError(f"{where}: {error}: {remedy}", fatal=True) from None
         except boto.EndpointConnectionError:
             raise StoreError(f"{where}: the endpoint does not answer: check AWS_ENDPOINT_URL and the network") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from cluster.dataset import Dataset
 from cluster.embedding import Embeddings, read_embeddings
 from cluster.lookahead import ahead_map
-from cluster.order import Plan, shard_order
+from cluster.order import Plan, read_counts, shard_order
 from cluster.picture import PictureError, decode
 from cluster.shard import Rejected, Sample, ShardError, read_samples
 from cluster.store import NotFound, StoreError, join_url
@@ -21,17 +20,6 @@ from facemae.training import Batch
 
 class StreamError(ValueError):
     """Training data that cannot be streamed as asked: missing embeddings, a picture that does not decode."""
-
-
-def read_counts(dataset: Dataset) -> tuple[tuple[str, int], ...]:
-    """(name, samples) of every shard of a complete data set, from its index: one object instead of a manifest for each shard.
-
-    Raises:
-        StoreError: the data set is unfinished, or there is none.
-    """
-    dataset.description()
-    shards = json.loads(dataset.store.get("index.json"))["shardlist"]
-    return tuple((shard["url"].rpartition("/")[2].partition("-")[0], int(shard["nsamples"])) for shard in shards)
 
 
 def require_embeddings(dataset: Dataset, recognizer: str, sha256: str, command: str) -> None:

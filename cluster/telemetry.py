@@ -66,12 +66,14 @@ class Telemetry:
         """Mean metrics of all ranks to TensorBoard and the driver."""
         wish = float(bool(ray.get(self._answer))) if self._answer is not None else 0.0  # what the driver said last time
         names = sorted(self._sums)
-        flat = torch.stack([torch.tensor(wish, device=self._device), torch.tensor(float(self._rows), device=self._device), *(self._sums[n] for n in names)])
+        flat = torch.stack(
+            [torch.tensor(value, device=self._device) for value in (wish, float(self._rows))] + [self._sums[n] for n in names]
+        )
         dist.all_reduce(flat)
         stop, rows, *sums = flat.tolist()
         self.last = {name: value / rows for name, value in zip(names, sums, strict=True)}
         if not math.isfinite(self.last["loss"]):
-            raise FloatingPointError(f"the loss is {self.last['loss']} at step {step}: lower --lr, or set gradient_clipping in the DeepSpeed file")
+            raise FloatingPointError(f"the loss is {self.last['loss']} at step {step}: lower --lr, or clip gradients (--deepspeed)")
         now = time.perf_counter()
         rate = rows / (now - self._since)
         self._sums, self._rows, self._since = {}, 0, now

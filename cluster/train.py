@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from tqdm import tqdm
 
-from cluster.order import Plan
+from cluster.order import Plan, read_counts
 from cluster.scheduler import Interrupted, StageError
 from cluster.stage import _draining
 from cluster.store import NotFound, Store, open_store, require_conditional_put
@@ -266,10 +266,16 @@ def _run_group(job: TrainJob, board: Any) -> None:
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # Ray's watcher of leaked placement groups asks its dashboard every second, and complains where there is none; a driver that
+            # ends gives its placement groups back anyway
+            return [each for each in super()._create_default_callbacks() if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
     options = job.options
     resources = {"CPU": options.cpus_per_worker, **({"GPU": 1} if options.use_gpu else {})}
     with tempfile.TemporaryDirectory(prefix="facemae-train-") as scratch:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _work,
             train_loop_config={"job": job, "board": board},
             torch_config=TorchConfig(backend="nccl" if options.use_gpu else "gloo"),

@@ -115,8 +115,7 @@ class Trainer:
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(self.job.deepspeed), dist_init_required=False)[0]
         if engine.bfloat16_enabled():
             engine.module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(), *inputs[1:]))
-        if start is not None:
-            load_optimizer(engine, start)
+        load_optimizer(engine, start)
         return engine
 
     def _in_half(self, recognizer: nn.Module) -> nn.Module:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from cluster.dataset import Dataset, Manifest, totals
-from cluster.shard import Sample, ShardError, read_ledger, read_samples
-from cluster.store import NotFound, StoreError
+from cluster.dataset import Dataset, Labels, Manifest, index_of, totals
+from cluster.shard import Rejected, Sample, ShardError, read_ledger, read_samples
+from cluster.store import StoreError
 
 THREADS = 4
 """Shards in memory at once."""
@@ -58,6 +58,7 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
     if doubled:
         found.problems.append(f"{doubled} keys occur more than once")
     _check_description(dataset, found)
+    _check_index(dataset, manifests, found)
     found.strays = list(_strays(dataset, manifests))
     return found
 
@@ -68,16 +69,20 @@ def _check_shard(dataset: Dataset, manifest: Manifest) -> tuple[list[str], list[
     problems: list[str] = []
     keys: list[str] = []
     labels: set[int] = set()
+    ledger: list[Rejected] = []
     try:
         if manifest.file is not None:
             for key, label in _rows(dataset.read(manifest), dataset.suffix):
                 keys.append(key)
                 labels.add(label)
-        ledger = read_ledger(dataset.store.get(f"quarantine/{manifest.shard}.parquet")) if manifest.quarantined else []
+        if manifest.ledger is not None:
+            ledger = read_ledger(dataset.store.get(manifest.ledger))
     except (StoreError, ShardError, ValueError) as error:
         return [f"{where}: {error}"], keys, labels
     if len(keys) != manifest.samples:
         problems.append(f"{where}: {len(keys)} samples in the file, {manifest.samples} in the manifest")
+    if Labels.of(labels) != manifest.identities:
+        problems.append(f"{where}: the labels in the file are {Labels.of(labels)}, in the manifest {manifest.identities}")
     recorded = sum(row.num_samples for row in ledger)
     if recorded != manifest.quarantined:
         problems.append(f"{where}: {recorded} samples in the quarantine ledger, {manifest.quarantined} in the manifest")
@@ -107,27 +112,35 @@ def _check_description(dataset: Dataset, found: Verification) -> None:
     except StoreError as error:
         found.problems.append(str(error))
         return
-    found.kind = content["kind"]
+    found.kind = str(content.get("kind"))
     for name, value in found.totals.items():
         if content.get(name) != value:
             found.problems.append(f"dataset.json says {name} = {content.get(name)}, the manifests say {value}")
-    parent = content["lineage"].get("parent")
+    parent = content.get("lineage", {}).get("parent")
     if parent is None:
         return
     try:
         expected = Dataset(parent["url"]).description()["samples"]
-    except (StoreError, NotFound):
+    except StoreError:
         return  # the parent is elsewhere or out of reach for this reader: its count was checked when the job ran
     if expected != found.totals["samples_in"]:
         found.problems.append(f"the parent {parent['url']} holds {expected} samples, {found.totals['samples_in']} came in here")
 
 
+def _check_index(dataset: Dataset, manifests: list[Manifest], found: Verification) -> None:
+    """index.json, by which other readers find the shards, lists what the manifests do."""
+    try:
+        if dataset.store.get("index.json") != index_of(manifests):
+            found.problems.append("index.json does not list the shards of the manifests")
+    except StoreError as error:
+        found.problems.append(str(error))
+
+
 def _strays(dataset: Dataset, manifests: list[Manifest]) -> Iterator[str]:
     """Objects below the root that no manifest names."""
-    known = {"dataset.json", "index.json"}
+    known: set[str | None] = {"dataset.json", "index.json"}
     for manifest in manifests:
-        known |= {f"manifests/{manifest.shard}.json", str(manifest.file)}
-        known |= {f"quarantine/{manifest.shard}.parquet"} if manifest.quarantined else set()
+        known |= {f"manifests/{manifest.shard}.json", manifest.file, manifest.ledger}
     for stored in dataset.store.list():
         if stored.key not in known and not stored.key.startswith("embeddings/"):
             yield stored.key

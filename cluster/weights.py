@@ -29,7 +29,9 @@ def local_weights(url: str) -> Path:
         except NotFound:
             continue
         return _download(store.url) if store.url.startswith("s3://") else _checked(Path(store.url), config)
-    raise StoreError(f"{url} holds no weights ({CONFIG_FILE}, or weights/{CONFIG_FILE}): give the output of a finished facemae train", fatal=True)
+    raise StoreError(
+        f"{url} holds no weights ({CONFIG_FILE}, or weights/{CONFIG_FILE}): give the output of a finished facemae train", fatal=True
+    )
 
 
 @cache
@@ -43,13 +45,15 @@ def _download(url: str) -> Path:
 
 
 def _checked(folder: Path, config: bytes, url: str | None = None) -> Path:
+    where = url or str(folder)
     try:
         expected = json.loads(config)["sha256"]
         actual = sha256_hex((folder / WEIGHTS_FILE).read_bytes())
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{url or folder}/{CONFIG_FILE} does not describe weights: train again, or copy the whole folder", fatal=True) from None
+        raise StoreError(f"{where}/{CONFIG_FILE} does not describe weights: copy the whole folder again", fatal=True) from None
     except FileNotFoundError:
-        raise StoreError(f"{url or folder} holds no {WEIGHTS_FILE}: copy the whole folder", fatal=True) from None
+        raise StoreError(f"{where} holds no {WEIGHTS_FILE}: copy the whole folder", fatal=True) from None
     if actual != expected:
-        raise StoreError(f"{url or folder}/{WEIGHTS_FILE} has sha256 {actual}, {CONFIG_FILE} says {expected}: copy the folder again", fatal=True)
+        reason = f"has sha256 {actual}, {CONFIG_FILE} says {expected}: copy the folder again"
+        raise StoreError(f"{where}/{WEIGHTS_FILE} {reason}", fatal=True)
     return folder

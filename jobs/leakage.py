@@ -93,7 +93,7 @@ def _embedders(config: LeakageConfig) -> list[Embedders]:
         ValueError: no attacker, two of one name, or a file that is no recogniser.
     """
     roots = {"original": config.original, "protected": config.protected}
-    found = [
+    found: list[Embedders] = [
         {role: EmbedProcessor(root, file, config.recognizer_mean, config.recognizer_std, config.device) for role, root in roots.items()}
         for file in config.recognizer
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,8 +76,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 
         # a softer margin than large networks take: these see each person a few dozen times
         head = CosFace(config.dim, num_classes, scale=32.0, margin=0.2, seed=config.seed)
-        fit = {"lr": config.lr, "warmup": config.steps // 8, "seed": config.seed, "device": config.device}
-        fit_recognizer(net, batches, num_classes, config.steps, head=head, on_step=show, **fit)
+        fit = partial(fit_recognizer, lr=config.lr, warmup=config.steps // 8, seed=config.seed, device=config.device, on_step=show)
+        fit(net, batches, num_classes, config.steps, head=head)
     output.parent.mkdir(parents=True, exist_ok=True)
     export_onnx(net.cpu(), output)
     print(f"written: {output} and {output.with_suffix('.json')}\nnext:    facemae embed --input {config.data} --recognizer {output}")

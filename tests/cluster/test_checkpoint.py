@@ -94,6 +94,10 @@ def toy_model() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 13), nn.LayerNorm(13), nn.Linear(13, 5))
 
 
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    return [{"params": [p for p in model.parameters() if (p.ndim > 1) == m], "weight_decay": 0.1 * m} for m in (True, False)]
+
+
 def toy_engine(stage: int, start: Checkpoint | None, bf16: bool = False) -> Any:
     """An engine at a ZeRO stage; two parameter groups of sizes that no number of ranks divides."""
     import deepspeed
@@ -101,14 +105,15 @@ def toy_engine(stage: int, start: Checkpoint | None, bf16: bool = False) -> Any:
     model = toy_model()
     if start is not None:
         load_weights(model, start)
-    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)]
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)
+    ]
     config = {
         "train_micro_batch_size_per_gpu": 2, "gradient_clipping": 1.0, "bf16": {"enabled": bf16},
         "zero_optimization": {"stage": stage}, "zero_force_ds_cpu_optimizer": False,
     }  # fmt: skip
     engine = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=0.05), config=config)[0]
-    if start is not None:
-        load_optimizer(engine, start)
+    load_optimizer(engine, start)
     return engine
 
 
@@ -125,7 +130,9 @@ def train(engine: Any, first: int, last: int) -> None:
 def reference(first: int, last: int) -> Checkpoint:
     """The same training in plain torch."""
     model = toy_model()
-    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)]
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)
+    ]
     optimizer = torch.optim.AdamW(groups, lr=0.05)
     for step in range(first, last):
         optimizer.zero_grad()
@@ -148,7 +155,7 @@ def through_the_stages(rank: int, world_size: int, port: int, root: str) -> None
     torch.distributed.init_process_group("gloo")
     checkpoints = Checkpoints(open_store(root), keep=99)
     start = checkpoints.latest()
-    for stage in (0, 1, 2, 3, 2, 0):
+    for stage in (1, 0, 2, 3, 1):
         done = 0 if start is None else start.step
         engine = toy_engine(stage, start)
         train(engine, done, done + 2)
@@ -185,4 +192,6 @@ def test_any_zero_stage_and_number_of_ranks_continues_any_other(tmp_path: Path, 
     for step in checkpoints.steps():
         found, expected = checkpoints.load(step), reference(0, step)
         for name, tensor in expected.tensors.items():
-            torch.testing.assert_close(found.tensors[name], tensor, rtol=2e-4, atol=2e-6, msg=lambda m, n=name, s=step: f"{n} at step {s}: {m}")
+            torch.testing.assert_close(
+                found.tensors[name], tensor, rtol=2e-4, atol=2e-6, msg=lambda m, n=name, s=step: f"{n} at step {s}: {m}"
+            )

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.order import OrderError, Plan, shard_order
+from cluster.order import OrderError, Plan, read_counts, shard_order
 from cluster.shard import Sample, ShardWriter
-from cluster.stream import Stream, StreamError, read_counts, require_embeddings
+from cluster.stream import Stream, StreamError, require_embeddings
 
 RECOGNIZER = {"name": "toy", "sha256": "a" * 64, "dim": 4, "mean": [0.5] * 3, "std": [0.5] * 3}
 

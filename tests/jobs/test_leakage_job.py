@@ -1,0 +1,128 @@
+"""``facemae leakage`` from the command line to leakage.json, against brute force over the embeddings it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cluster.dataset import Dataset
+from cluster.embedding import Embeddings, read_embeddings
+from jobs import embed, ingest, protect
+from jobs.leakage import main
+
+DIM = 24
+
+
+def write_recognizer(path: Path, seed: int, name: str | None = None) -> Path:
+    """A random projection of coarse pixels: enough to tell synthetic faces apart, and small."""
+    weight = np.random.default_rng(seed).standard_normal((147, DIM)).astype(np.float32)
+    nodes = [
+        helper.make_node("AveragePool", ["input"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["embedding"]),
+    ]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 112, 112])]
+    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", DIM])]
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, [numpy_helper.from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    path.with_suffix(".json").write_text(json.dumps({"name": name or path.stem, "mean": [0.5] * 3, "std": [0.5] * 3}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def roots(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A synthetic original and its re-encoded copy, three shards of four identities each."""
+    folder = tmp_path_factory.mktemp("sets")
+    original, protected = str(folder / "original"), str(folder / "protected")
+    ingest.run(ingest.IngestConfig(source="synthetic:ids=12,images=4", output=original, shard_size=16, num_workers=1))
+    protect.run(protect.ProtectConfig(input=original, output=protected, method="none", num_workers=1))
+    return original, protected
+
+
+def embeddings(root: str, name: str) -> Embeddings:
+    dataset = Dataset(root).embeddings(name)
+    parts = [read_embeddings(dataset.read(manifest)) for manifest in dataset.manifests()]
+    keys = [key for part in parts for key in part.keys]
+    return Embeddings(keys, np.concatenate([p.identities for p in parts]), np.concatenate([p.vectors for p in parts]))
+
+
+def hits(queries: Embeddings, gallery: Embeddings, *, other_images: bool, own: bool) -> list[int]:
+    """Queries with a mate among the k nearest, k = 1 .. 10, by sorting every similarity (ties for the attacker)."""
+    scores = (queries.vectors.astype(np.float64) @ gallery.vectors.astype(np.float64).T).astype(np.float32)
+    same_image = np.array(queries.keys)[:, None] == np.array(gallery.keys)
+    mates = (queries.identities[:, None] == gallery.identities) & ~same_image if other_images else same_image
+    if other_images or not own:
+        scores[same_image] = -np.inf
+    ranks = [1 + int(np.sum(row > row[mine].max())) for row, mine in zip(scores, mates, strict=True)]
+    return [sum(rank <= k for rank in ranks) for k in range(1, 11)]
+
+
+def test_the_job_equals_brute_force(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, protected = roots
+    files = [str(write_recognizer(tmp_path / f"{name}.onnx", seed)) for seed, name in enumerate(["alpha", "beta"])]
+    output = tmp_path / "leakage"
+    command = ["--original", original, "--protected", protected, "--recognizer", *files, "--output", str(output), "--num-workers", "1"]
+    assert main(command) == 0
+    report = json.loads((output / "leakage.json").read_bytes(), parse_constant=pytest.fail)
+    assert (report["schema"], report["search"], report["depth"]) == (1, "exact", 10)
+    assert report["protected"]["parent"]["fingerprint"] == report["original"]["fingerprint"]
+    assert {attacker["recognizer"]["name"] for attacker in report["attackers"]} == {"alpha", "beta"}
+    assert report["worst_attacker"] == report["attackers"][0]["recognizer"]["name"]
+    for attacker in report["attackers"]:
+        _check_attacker(attacker, original, protected)
+        assert list((output / attacker["leakage"]["ranks"]).glob("*.parquet"))
+    printed = capsys.readouterr().out
+    assert f"worst attacker: {report['worst_attacker']}" in printed
+    assert f"next:    facemae report --output {output}" in printed
+    first = report["attackers"][0]["leakage"]["image"]
+    assert f"{100 * first['cmc'][0]:.2f} [{100 * first['low'][0]:.2f}, {100 * first['high'][0]:.2f}]" in printed
+    before = (output / "leakage.json").read_bytes()
+    assert main(command) == 0
+    assert (output / "leakage.json").read_bytes() == before, "a second run finds everything done and says the same"
+
+
+def _check_attacker(attacker: dict[str, Any], original: str, protected: str) -> None:
+    name = attacker["recognizer"]["name"]
+    originals, copies = embeddings(original, name), embeddings(protected, name)
+    leakage, reference, utility = (attacker[part] for part in ("leakage", "reference", "utility"))
+    assert leakage["image"]["hits"] == hits(copies, originals, other_images=False, own=True)
+    assert leakage["identity"]["hits"] == hits(copies, originals, other_images=True, own=True)
+    assert reference["identity"]["hits"] == hits(originals, originals, other_images=True, own=False)
+    assert utility["identity"]["hits"] == hits(copies, copies, other_images=True, own=False)
+    assert reference["image"] is None
+    assert utility["image"] is None
+    assert leakage["image"]["cmc"][0] > 0.9, "re-encoding protects nobody"
+    assert (leakage["images"], leakage["queries"], leakage["left_out"], leakage["gallery"]) == (48, 48, 0, 48)
+    assert leakage["identity"]["chance"][0] == pytest.approx(3 / 47)
+    assert sum(leakage["histograms"]["mate"]) == 48
+
+
+def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, protected = roots
+    file = str(write_recognizer(tmp_path / "alpha.onnx", 0))
+    same = str(write_recognizer(tmp_path / "beta.onnx", 1, name="alpha"))
+    command = ["--output", str(tmp_path / "leakage"), "--num-workers", "1", "--original"]
+
+    def error(*arguments: str) -> str:
+        assert main([*command, *arguments]) == 2
+        return capsys.readouterr().err.strip().rpartition("\n")[2]
+
+    assert "was made from" in error(protected, "--protected", protected, "--recognizer", file)
+    assert "each of another name" in error(original, "--protected", protected, "--recognizer", file, same)
+    assert "no data set" in error(str(tmp_path / "nothing"), "--protected", protected, "--recognizer", file)
+    assert not (tmp_path / "leakage").exists()
+
+
+def test_embeddings_of_another_file_are_refused(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, _ = roots
+    embed.run(embed.EmbedConfig(input=original, recognizer=str(write_recognizer(tmp_path / "gamma.onnx", 0)), num_workers=1))
+    other = str(write_recognizer(tmp_path / "other.onnx", 1, name="gamma"))
+    output = str(tmp_path / "leakage")
+    assert main(["--original", original, "--protected", original, "--output", output, "--num-workers", "1", "--recognizer", other]) == 2
+    assert "another recogniser of the same name" in capsys.readouterr().err

@@ -188,7 +188,7 @@ def load_optimizer(engine: Any, checkpoint: Checkpoint | None) -> None:
         _set_partitions(parameter, full)
 
 
-def _set_partitions(parameter: nn.Parameter, full: Mapping[str, Tensor]) -> None:
+def _set_partitions(parameter: Any, full: Mapping[str, Tensor]) -> None:
     """Set this rank's part of a parameter's fp32 master and moments from the whole ones."""
     from deepspeed import utils
 

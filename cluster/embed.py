@@ -13,7 +13,7 @@ from cluster.embedding import Embeddings, write_embeddings
 from cluster.lookahead import decoded
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, read_samples
-from facemae.recognizer import OnnxRecognizer
+from facemae.recognizer.onnx import OnnxRecognizer
 
 
 class EmbedProcessor(Processor[Unit]):

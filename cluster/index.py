@@ -25,8 +25,8 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from cluster.dataset import Dataset, Manifest
-from cluster.embedding import read_embeddings
+from cluster.dataset import Dataset
+from cluster.embedding import Embeddings, read_embeddings
 from cluster.lookahead import ahead_map
 from cluster.shard import ShardError
 from cluster.store import StoreError
@@ -70,14 +70,6 @@ class GalleryOptions:
     threads: int = 0
 
 
-@dataclass(frozen=True)
-class Slot:
-    """One embedding shard of a gallery: its manifest, and the global number of its first row."""
-
-    manifest: Manifest
-    start: int
-
-
 def require_unit_rows(vectors: np.ndarray, dim: int, where: str) -> None:
     """Raise GalleryError, naming ``where`` and the row, unless ``vectors`` is (N, dim) with finite rows of unit length."""
     if vectors.ndim != 2 or vectors.shape[1] != dim:
@@ -94,9 +86,10 @@ def require_unit_rows(vectors: np.ndarray, dim: int, where: str) -> None:
 class GalleryShard:
     """The actor: one part of a gallery, in memory. It loads at its first call, hence again after a restart."""
 
-    def __init__(self, url: str, slots: Sequence[Slot], dim: int, threads: int) -> None:
+    def __init__(self, url: str, slots: Sequence[tuple[str, int]], dim: int, threads: int) -> None:
+        """``slots``: each shard's name and the global number of its first row, ascending."""
         self._url, self._dim, self._threads = url, dim, threads
-        self._slots = sorted(slots, key=lambda slot: slot.start)  # rows then lie in the order of their global numbers
+        self._slots = list(slots)
         self._index: Any = None
 
     def size(self) -> int:
@@ -136,16 +129,17 @@ class GalleryShard:
         if self._index is not None:
             return
         faiss.omp_set_num_threads(self._threads)
-        index, labels, keys = faiss.IndexFlatIP(self._dim), list[np.ndarray](), list[pa.Array]()
+        index, dataset = faiss.IndexFlatIP(self._dim), Dataset(self._url, ".parquet")
+        ids, labels, keys = list[np.ndarray](), list[np.ndarray](), list[pa.Array]()
         with ThreadPoolExecutor(READ_AHEAD) as pool:
-            dataset = Dataset(self._url, ".parquet")
-            for rows in ahead_map(pool, lambda slot: _read(dataset, slot.manifest, self._dim), self._slots, READ_AHEAD):
+            parts = ahead_map(pool, lambda slot: _read(dataset, slot[0], self._dim), self._slots, READ_AHEAD)
+            for (_, start), rows in zip(self._slots, parts, strict=True):
                 index.add(rows.vectors.astype(np.float32))
+                ids.append(np.arange(start, start + len(rows)))
                 labels.append(rows.identities)
                 keys.append(pa.array(rows.keys, pa.string()))
         self._vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * self._dim).reshape(-1, self._dim)  # no second copy
-        self._ids = np.concatenate([np.arange(slot.start, slot.start + slot.manifest.samples) for slot in self._slots])
-        self._labels, self._keys = np.concatenate(labels), pa.chunked_array(keys)
+        self._ids, self._labels, self._keys = np.concatenate(ids), np.concatenate(labels), pa.chunked_array(keys)
         self._label_order = np.argsort(self._labels, kind="stable")
         self._sorted_labels = self._labels[self._label_order]
         self._on_cpu, self._index = index, _to_gpu(index)
@@ -182,8 +176,9 @@ def _starts(vectors: np.ndarray) -> range:
     return range(0, max(len(vectors), 1), BLOCK_ROWS)
 
 
-def _read(dataset: Dataset, manifest: Manifest, dim: int) -> Any:
+def _read(dataset: Dataset, shard: str, dim: int) -> Embeddings:
     """One embedding shard, verified against its manifest."""
+    manifest = dataset.manifest(shard)
     where = f"{dataset.url}/{manifest.file}"
     try:
         rows = read_embeddings(dataset.read(manifest))
@@ -203,39 +198,50 @@ def _to_gpu(index: Any) -> Any:
 
 
 class Gallery:
-    """The gallery as the driver and the stage's workers hold it: actor handles and the numbering. Picklable; it holds no embedding."""
+    """The gallery as the driver and the stage's workers hold it: the numbering and, once loaded, the actors. Picklable; it holds no
+    embedding. Use it as a context manager, or ``close`` it.
 
-    def __init__(self, url: str, dim: int, names: Sequence[str], starts: np.ndarray, actors: Sequence[Any], homes: np.ndarray) -> None:
-        self.url, self.dim, self.names = url, dim, tuple(names)
-        self._starts, self._actors, self._homes = starts, list(actors), homes
+    Args:
+        embeddings: a data set of embedding shards.
+        dim: their length.
+        options: how it is spread.
 
-    @classmethod
-    def open(cls, embeddings: Dataset, dim: int, options: GalleryOptions | None = None) -> Gallery:
-        """Start the actors, which load in the background. Ray must be connected; use as a context manager, or ``close``.
+    Raises:
+        GalleryError: the data set holds no embeddings, or the actors would take every core of the cluster.
+    """
 
-        Raises:
-            GalleryError: the data set holds no embeddings, or the actors would take every core of the cluster.
-        """
-        options = options or GalleryOptions()
-        manifests = [m for m in embeddings.manifests() if m.samples]
+    def __init__(self, embeddings: Dataset, dim: int, options: GalleryOptions | None = None) -> None:
+        manifests = [manifest for manifest in embeddings.manifests() if manifest.samples]
         if not manifests:
             raise GalleryError(f"{embeddings.url} holds no embeddings: run `facemae embed` on the set")
-        starts = np.cumsum([0, *(m.samples for m in manifests)])
-        slots = [Slot(m, int(start)) for m, start in zip(manifests, starts[:-1], strict=True)]
-        num_actors = min(options.num_actors or _default_actors(int(starts[-1]) * dim * 4), len(slots))
-        _require_room(num_actors, options)
-        threads = options.threads or max(1, int(ray.cluster_resources().get("CPU", 1) // num_actors))
+        self.url, self.dim, self._options = embeddings.url, dim, options or GalleryOptions()
+        self.names = [manifest.shard for manifest in manifests]
+        self._starts = np.cumsum([0, *(manifest.samples for manifest in manifests)])
+        num_actors = self._options.num_actors or _default_actors(len(self) * dim * 4)
+        self._homes = _deal([manifest.samples for manifest in manifests], min(num_actors, len(manifests)))
+        self._actors: list[Any] = []
+        _require_room(int(self._homes.max()) + 1, self._options)
+
+    def load(self) -> None:
+        """Start the actors, where they are not there yet, and wait until each holds its part. Ray must be connected.
+
+        Raises:
+            GalleryError: a shard is not what it should be.
+            StoreError: one cannot be read.
+        """
+        num_actors = int(self._homes.max()) + 1
         remote = ray.remote(GalleryShard).options(
-            num_cpus=options.cpus_per_actor,
-            num_gpus=options.gpus_per_actor,
+            num_cpus=self._options.cpus_per_actor,
+            num_gpus=self._options.gpus_per_actor,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
             scheduling_strategy="SPREAD",
         )
-        homes = _deal(slots, num_actors)
-        parts = [[slot for slot, home in zip(slots, homes, strict=True) if home == actor] for actor in range(num_actors)]
-        actors = [remote.remote(embeddings.url, part, dim, threads) for part in parts]
-        return cls(embeddings.url, dim, [m.shard for m in manifests], starts, actors, homes)
+        threads = self._options.threads or max(1, int(ray.cluster_resources().get("CPU", 1) // num_actors))
+        for actor in range(len(self._actors), num_actors):
+            slots = [(self.names[i], int(self._starts[i])) for i in np.flatnonzero(self._homes == actor)]
+            self._actors.append(remote.remote(self.url, slots, self.dim, threads))
+        self._ask("size")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -246,10 +252,6 @@ class Gallery:
         if place == len(self.names) or self.names[place] != shard:
             raise GalleryError(f"{self.url} has no embeddings of shard {shard}: run `facemae embed` on the set")
         return int(self._starts[place])
-
-    def load(self) -> int:
-        """Wait until every actor has its part. Returns the number of images. Raises what a shard's check raised."""
-        return sum(self._ask("size"))
 
     def search(self, vectors: np.ndarray | ray.ObjectRef, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar gallery images to each query, exactly; ties in the order of global numbers.
@@ -301,8 +303,8 @@ class Gallery:
 
     def close(self) -> None:
         """End the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
+        while self._actors:
+            ray.kill(self._actors.pop())
 
     def __enter__(self) -> Gallery:
         return self
@@ -312,6 +314,8 @@ class Gallery:
 
     def _ask(self, method: str, vectors: np.ndarray | ray.ObjectRef | None = None, *rest: Any) -> list[Any]:
         """The answer of every actor; the queries are put into Ray's object store once."""
+        if not self._actors:
+            self.load()
         shared = () if vectors is None else (vectors if isinstance(vectors, ray.ObjectRef) else ray.put(vectors),)
         return _answers([getattr(actor, method).remote(*shared, *rest) for actor in self._actors])
 
@@ -327,12 +331,11 @@ def _answers(calls: Sequence[ray.ObjectRef]) -> list[Any]:
         raise
 
 
-def _deal(slots: Sequence[Slot], num_actors: int) -> np.ndarray:
-    """The actor of each slot, int64: the largest shards first, dealt round and back so that all hold about as much."""
-    order = np.argsort([-slot.manifest.samples for slot in slots], kind="stable")
+def _deal(sizes: Sequence[int], num_actors: int) -> np.ndarray:
+    """The actor of each shard, int64: the largest shards first, dealt round and back so that all hold about as much."""
     turn = np.concatenate([np.arange(num_actors), np.arange(num_actors)[::-1]])
-    homes = np.empty(len(slots), np.int64)
-    homes[order] = np.resize(turn, len(slots))
+    homes = np.empty(len(sizes), np.int64)
+    homes[np.argsort(-np.asarray(sizes), kind="stable")] = np.resize(turn, len(sizes))
     return homes
 
 

@@ -241,6 +241,8 @@ def run_search(
     """
     require_same_recognizer(queries, gallery_set)
     units = [Unit(manifest.shard, manifest.samples) for manifest in queries.dataset.manifests() if manifest.samples]
+    if {unit.name for unit in units} - set(output.names()):
+        gallery.load()  # before any worker starts, so that a bad gallery is one clear error, and not at all when nothing is left to do
     processor = LeakageProcessor(queries, gallery_set, gallery, seed=seed)
     return run_stage(processor, units, output, name=name, kind="ranks", parent=queries.lineage(), options=options)
 

@@ -14,7 +14,6 @@ from cluster.lookahead import Batch, ahead_map, decoded
 from cluster.picture import JPEG_QUALITY, encode
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter, read_samples
-from cluster.weights import local_weights
 from facemae.protection import Protection, create_protection
 
 
@@ -24,8 +23,11 @@ def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
     Raises:
         ValueError, FileNotFoundError, StoreError: unknown method or options, or weights that do not load.
     """
-    weights = {"weights": local_weights(options["weights"])} if "weights" in options else {}
-    return create_protection(method, **{**options, **weights})
+    if "weights" not in options:
+        return create_protection(method, **options)
+    from cluster.weights import local_weights  # a method without weights does not pay for torch
+
+    return create_protection(method, **{**options, "weights": local_weights(options["weights"])})
 
 
 def describe_protection(method: str, options: Mapping[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:

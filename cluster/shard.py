@@ -21,6 +21,8 @@ MAX_MEMBER_BYTES = 64 << 20
 """A larger member is no face picture; it is refused before any of it is touched."""
 MAX_NAME_BYTES = 64 << 10
 """A longer GNU name or PAX header names no picture."""
+MAX_KEY_BYTES = 95
+"""With its longest extension a key fills the name field of a USTAR header."""
 _KEY = re.compile(r"(?:[^/\0]+/)*[^/.\0]+")
 
 
@@ -169,13 +171,14 @@ class ShardWriter:
         """Append ``<key>.jpg``, ``<key>.cls`` and, for an original, ``<key>.json``.
 
         Raises:
-            ShardError: a reader would not give the sample back: a key with a dot in its last part or above 95 bytes, a negative identity,
-                an image above ``MAX_MEMBER_BYTES``.
+            ShardError: a reader would not give the sample back; nothing of it was appended.
         """
-        if not _KEY.fullmatch(sample.key) or sample.identity < 0 or len(sample.image) > MAX_MEMBER_BYTES:
+        if not _KEY.fullmatch(sample.key) or len(sample.key.encode()) > MAX_KEY_BYTES:
+            raise ShardError(f"the key {sample.key!r} is longer than {MAX_KEY_BYTES} bytes, or its last part is empty or has a dot")
+        if sample.identity < 0 or len(sample.image) > MAX_MEMBER_BYTES:
             raise ShardError(
-                f"cannot write key {sample.key!r}, identity {sample.identity}, {len(sample.image)} bytes: a key's last part has no dot and "
-                f"is not empty, an identity is >= 0, an image has at most {MAX_MEMBER_BYTES} bytes"
+                f"cannot write {sample.key} with identity {sample.identity} and {len(sample.image)} bytes: an identity is >= 0, "
+                f"an image has at most {MAX_MEMBER_BYTES} bytes"
             )
         self._member(f"{sample.key}.jpg", sample.image)
         self._member(f"{sample.key}.cls", b"%d" % sample.identity)
@@ -223,10 +226,7 @@ def read_ledger(data: bytes) -> list[Rejected]:
 
 def _header(name: str, size: int) -> bytes:
     """A USTAR header of a regular file: mode 0644, owner 0, mtime 0."""
-    encoded = name.encode()
-    if len(encoded) > 100:
-        raise ShardError(f"the key of {name!r} is longer than 95 bytes")
-    head = encoded.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0"
+    head = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0"
     tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
     checksum = sum(head) + sum(tail) + 8 * 32
     return head + b"%06o\0 " % checksum + tail

@@ -18,7 +18,7 @@ from cluster.picture import encode
 from cluster.processor import Unit
 from cluster.record import RecordFile, read_records
 from cluster.shard import Rejected, Sample, ShardError, read_samples
-from cluster.store import NotFound, Store, StoreError, open_store, split_url
+from cluster.store import NotFound, Store, StoredObject, StoreError, open_store, split_url
 from facemae.synthetic import SyntheticFaces
 
 FETCH_THREADS = 16
@@ -87,7 +87,7 @@ class FolderSource(Source):
     def units(self, shard_size: int) -> Sequence[Unit]:
         """Files in key order, ``shard_size`` a unit."""
         digest, files, labels = hashlib.sha256(), list[tuple[str, int]](), dict[str, int]()
-        for stored in open_store(self._url).list():
+        for stored in _in_order(open_store(self._url)):
             digest.update(f"{stored.key}\0{stored.size}\n".encode(errors="surrogateescape"))
             folder = stored.key.rpartition("/")[0]
             files.append((stored.key, labels.setdefault(folder, len(labels)) if folder else -1))
@@ -178,7 +178,7 @@ class TarSource(Source):
     def units(self, shard_size: int) -> Sequence[Unit]:
         """One unit a tar; ``shard_size`` does not apply: how many samples a tar holds is known when it is read."""
         match = self._pattern
-        found = [s for s in open_store(self._url).list() if s.key == match or fnmatch.fnmatchcase(s.key, match)]
+        found = [s for s in _in_order(open_store(self._url)) if s.key == match or fnmatch.fnmatchcase(s.key, match)]
         if not found:
             raise StoreError(f"no object in {self._url} matches {self._pattern}", fatal=True)
         self._digest = hashlib.sha256("\n".join(f"{s.key}\0{s.size}" for s in found).encode(errors="surrogateescape")).hexdigest()
@@ -243,6 +243,11 @@ class SyntheticSource(Source):
 
 def _name(number: int) -> str:
     return f"{number:05d}"
+
+
+def _in_order(store: Store) -> list[StoredObject]:
+    """Every object in key order, which not every S3 server keeps: labels and shards must not depend on where the files lie."""
+    return sorted(store.list(), key=lambda stored: stored.key)
 
 
 def _printable(key: str) -> str:

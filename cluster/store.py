@@ -62,7 +62,7 @@ class Store(Protocol):
         """Write an object whole or not at all. With ``if_absent`` exactly one of many writers wins; the others get AlreadyExists."""
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Objects whose key begins with ``prefix``, in key order."""
+        """Objects whose key begins with ``prefix``, in key order where the server keeps it (SeaweedFS lists ``a/1`` before ``a-b``)."""
 
     def size(self, key: str) -> int:
         """Size in bytes. Raises NotFound."""

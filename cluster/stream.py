@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -84,7 +84,7 @@ class Stream:
         self._embeddings = dataset.embeddings(recognizer) if recognizer else None
         self._lanes = plan.lanes_of(rank, world_size)
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The rank's part of the global steps ``first`` to ``last`` (exclusive): one Batch a step, never empty.
 
         Raises:
@@ -142,7 +142,7 @@ class Stream:
         return Batch(images, [row.sample.key for row in rows], identities, vectors, step // self._plan.steps_per_epoch)
 
 
-_EMBED = "run `facemae embed` on the data set with the recogniser that trains"
+_EMBED = "run `facemae embed` on the data set with the recogniser of the loss"
 
 
 def _usable(samples: Iterator[Sample | Rejected], where: str) -> list[Sample]:

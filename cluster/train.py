@@ -33,7 +33,7 @@ from cluster.store import NotFound, Store, open_store, require_conditional_put
 
 if TYPE_CHECKING:
     from cluster.dataset import Dataset
-    from facemae.recognizer import OnnxRecognizer
+    from facemae.recognizer.onnx import OnnxRecognizer
     from facemae.training import LossConfig
 
 
@@ -232,7 +232,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         return finished
     require_conditional_put(store)
     _require_own_checkpoints(store, job)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     # Ray Train runs in a thread of its own: in the main one it would take the signals for itself
     with _draining(stop), ThreadPoolExecutor(1) as pool:
@@ -257,14 +257,17 @@ def _run_group(job: TrainJob, board: Any) -> None:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy machine imports torch slowly
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of training is noticed
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
+    if len(ray.nodes()) == 1:  # a machine that is preempted takes the driver with it
+        defaults["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:

@@ -9,7 +9,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # before deepspeed is imported, which looks for an accelerator then
 if not os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -178,7 +178,7 @@ class Trainer:
 
     def _publish_result(self, tensors: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """Write weights/ and then run.json, which says that training is complete."""
-        model: MaskedAutoencoder = timm.create_model(self.job.recipe.architecture)
+        model = cast(MaskedAutoencoder, timm.create_model(self.job.recipe.architecture))
         load_weights(model, Checkpoint(self.job.steps, {}, tensors))
         with tempfile.TemporaryDirectory() as folder:
             sha256 = model.save_pretrained(folder)

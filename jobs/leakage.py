@@ -130,7 +130,7 @@ def _attack(config: LeakageConfig, embedders: Embedders, lineage: Mapping[str, A
     found: dict[str, Any] = {"recognizer": dict(recognizer)}
     options = StageOptions(num_workers=config.num_workers or _default_workers())
     for role, searches in SEARCHES.items():
-        with Gallery.open(sets[role].dataset, recognizer["dim"], config.gallery_options()) as gallery:
+        with Gallery(sets[role].dataset, recognizer["dim"], config.gallery_options()) as gallery:
             for part, query_role in searches.items():
                 folder = f"{recognizer['name']}/{query_role}-{role}"
                 output = Dataset(join_url(config.output, folder), ".parquet")

@@ -79,7 +79,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     training, original, protected = (join_url(config.root, name) for name in ("training", "original", "protected"))
     weights, results = join_url(config.root, "run"), str(Path(config.folder) / "leakage")
     inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))
-    ray = {"num_workers": config.num_workers}
+    ray, pair = {"num_workers": config.num_workers}, {"original": original, "protected": protected}
 
     def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:
         return where, module, from_mapping(kind, {**roots, **section}, where=f"section {where}", complete=True)
@@ -94,17 +94,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
         job(train, train.TrainConfig, config.train, "train", data=training, recognizer=inside, output=weights),
         job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
         job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=weights, **ray),
-        job(
-            leakage,
-            leakage.LeakageConfig,
-            config.leakage,
-            "leakage",
-            original=original,
-            protected=protected,
-            recognizer=attackers,
-            output=results,
-            **ray,
-        ),  # fmt: skip
+        job(leakage, leakage.LeakageConfig, config.leakage, "leakage", **pair, recognizer=attackers, output=results, **ray),
         job(report, report.ReportConfig, config.report, "report", output=results),
         job(verify, verify.VerifyConfig, {}, "verify original", root=original),
         job(verify, verify.VerifyConfig, {}, "verify protected", root=protected),

@@ -12,14 +12,13 @@ def print_summary(result: StageResult, output: Dataset, *, next_step: str) -> di
     """Print a stage's accounting. Returns it: counts, rate of this run, and the shards that were given up."""
     content = result.description
     rate = result.samples / result.seconds if result.seconds else 0.0
-    print(
-        f"{content['samples_in']} images in = {content['samples']} out + {content['quarantined']} quarantined, {content['shards']} shards"
-    )
+    out, quarantined = content["samples"], content["quarantined"]
+    print(f"{content['samples_in']} images in = {out} out + {quarantined} quarantined, {content['shards']} shards")
     if result.resumed:
         print(f"resumed: {result.resumed} shards were committed before, {result.committed} in this run")
     if result.samples:
         print(f"{rate:.0f} images/s over {result.seconds:.1f} s, after {result.startup_seconds:.1f} s of start-up")
-    if content["quarantined"]:
+    if quarantined:
         print(f"what was left out, and why: {output.url}/quarantine/ (parquet)")
     for shard in result.failed_shards:
         print(f"shard {shard} was given up: {output.url}/manifests/{shard}.json says why")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
-from facemae.protection.facemae import FaceMaeProtection
-from facemae.protection.none import NoProtection
 from facemae.protection.protocol import Protection
 
-PROTECTIONS: dict[str, type[Protection]] = {
-    NoProtection.name: NoProtection,
-    FaceMaeProtection.name: FaceMaeProtection,
+PROTECTIONS = {
+    "none": "facemae.protection.none:NoProtection",
+    "facemae": "facemae.protection.facemae:FaceMaeProtection",
 }
+"""Where each method's class is: imported when it is asked for, so that one method does not pay for another's libraries."""
 
 
 def create_protection(method: str, **options: Any) -> Protection:
@@ -27,13 +27,15 @@ def create_protection(method: str, **options: Any) -> Protection:
     """
     if method not in PROTECTIONS:
         raise ValueError(f"unknown protection {method!r}: choose one of {', '.join(sorted(PROTECTIONS))}")
-    signature = inspect.signature(PROTECTIONS[method])
+    module, _, name = PROTECTIONS[method].partition(":")
+    protection: type[Protection] = getattr(importlib.import_module(module), name)
+    signature = inspect.signature(protection)
     try:
         signature.bind(**options)
     except TypeError as error:
         known = ", ".join(map(str, signature.parameters.values())) or "none"
         raise ValueError(f"options of protection {method!r}: {error}; it takes: {known}") from error
-    return PROTECTIONS[method](**options)
+    return protection(**options)
 
 
-__all__ = ["PROTECTIONS", "FaceMaeProtection", "NoProtection", "Protection", "create_protection"]
+__all__ = ["PROTECTIONS", "Protection", "create_protection"]

@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnx.external_data_helper import uses_external_data
 
-from facemae.recognizer.frozen import FrozenRecognizer, convert_graph
 from facemae.recognizer.sidecar import Triple, check_normalisation, read_sidecar
+
+if TYPE_CHECKING:
+    from facemae.recognizer.frozen import FrozenRecognizer
 
 # Pictures in each call of the network. Always the same number (the last tile is padded), so that no kernel is chosen by
 # the batch size. Small on the CPU, where the feature maps of 8 pictures still fit its cache: measured fastest.
@@ -173,6 +174,10 @@ class OnnxRecognizer:
         Raises:
             ValueError: onnx2torch cannot convert the graph or converts it wrongly, or there is no such layer.
         """
+        import torch  # embedding alone does not pay for it
+
+        from facemae.recognizer.frozen import FrozenRecognizer, convert_graph
+
         frozen = FrozenRecognizer(convert_graph(self._model, layers, self._source), self.mean, self.std)
         noise = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
         with torch.no_grad():

@@ -181,17 +181,13 @@ def bf16_masters_survive(start: Checkpoint | None) -> None:
         engine.destroy()
 
 
-@pytest.mark.parametrize("world_sizes", [(2, 1)])
-def test_any_zero_stage_and_number_of_ranks_continues_any_other(tmp_path: Path, world_sizes: tuple[int, ...]):
-    for world_size in world_sizes:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        torch.multiprocessing.spawn(through_the_stages, (world_size, port, str(tmp_path)), nprocs=world_size)
+def test_any_zero_stage_continues_any_other(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(through_the_stages, (2, port, str(tmp_path)), nprocs=2)
     checkpoints = Checkpoints(open_store(tmp_path))
     for step in checkpoints.steps():
         found, expected = checkpoints.load(step), reference(0, step)
         for name, tensor in expected.tensors.items():
-            torch.testing.assert_close(
-                found.tensors[name], tensor, rtol=2e-4, atol=2e-6, msg=lambda m, n=name, s=step: f"{n} at step {s}: {m}"
-            )
+            torch.testing.assert_close(found.tensors[name], tensor, rtol=2e-4, atol=2e-6)

@@ -14,7 +14,7 @@ import ray
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery, GalleryError, GalleryOptions, GalleryShard, Slot, require_unit_rows
+from cluster.index import Gallery, GalleryError, GalleryOptions, GalleryShard, require_unit_rows
 
 DIM = 48
 SIZES = (700, 1, 350, 900, 20, 529)
@@ -58,8 +58,8 @@ def test_search_equals_brute_force(ray_session: None, gallery_set: tuple[Dataset
     queries = np.concatenate([unit_rows(150, seed=5), vectors[:50]])  # the last ones tie with their duplicates
     own = np.concatenate([np.full(150, -1), np.arange(50)])
     labels = np.concatenate([np.arange(250, 400), identities[:50]])  # 300 and above have no image
-    with Gallery.open(dataset, DIM, GalleryOptions(num_actors=num_actors)) as gallery:
-        assert gallery.load() == len(gallery) == len(vectors)
+    with Gallery(dataset, DIM, GalleryOptions(num_actors=num_actors)) as gallery:
+        assert len(gallery) == len(vectors)
         scores, ids = gallery.search(queries, 11)
         counts, best = gallery.same_identity(queries, labels, own)
         keys, found_labels = gallery.lookup(ids[:, 0])
@@ -79,7 +79,7 @@ def test_float32_queries_and_small_galleries(ray_session: None, tmp_path: Path) 
     vectors = unit_rows(5)
     dataset = write_set(tmp_path, vectors, np.arange(5), (2, 3))
     queries = unit_rows(7, seed=2).astype(np.float32)
-    with Gallery.open(dataset, DIM, GalleryOptions(num_actors=9)) as gallery:
+    with Gallery(dataset, DIM, GalleryOptions(num_actors=9)) as gallery:
         scores, ids = gallery.search(queries, 8)
         assert gallery.search(queries[:0], 3)[0].shape == (0, 3)
     expected_scores, expected_ids = brute_force(queries, vectors, 5)
@@ -94,7 +94,7 @@ def test_many_ties_widen_the_search(tmp_path: Path) -> None:
     vectors = unit_rows(1200)
     vectors[np.random.default_rng(3).permutation(1200)[:300]] = vectors[0]
     dataset = write_set(tmp_path, vectors, np.zeros(1200, np.int64), (1200,))
-    shard = GalleryShard(dataset.url, [Slot(dataset.manifest("00000"), 0)], DIM, 1)
+    shard = GalleryShard(dataset.url, [("00000", 0)], DIM, 1)
     scores, ids = shard.search(vectors[:3], 11)
     expected_scores, expected_ids = brute_force(vectors[:3], vectors, 11)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -103,7 +103,7 @@ def test_many_ties_widen_the_search(tmp_path: Path) -> None:
 
 def test_lost_actor_is_rebuilt(ray_session: None, gallery_set: tuple[Dataset, np.ndarray, np.ndarray]) -> None:
     dataset, vectors, _ = gallery_set
-    with Gallery.open(dataset, DIM, GalleryOptions(num_actors=2)) as gallery:
+    with Gallery(dataset, DIM, GalleryOptions(num_actors=2)) as gallery:
         before = gallery.search(vectors[:30], 5)
         pid = ray.get(gallery._actors[0].__ray_call__.remote(lambda self: os.getpid()))
         os.kill(pid, signal.SIGKILL)
@@ -117,9 +117,9 @@ def test_lost_actor_is_rebuilt(ray_session: None, gallery_set: tuple[Dataset, np
 
 def test_a_gallery_never_takes_every_core(ray_session: None, gallery_set: tuple[Dataset, np.ndarray, np.ndarray]) -> None:
     with pytest.raises(GalleryError, match="2 gallery actors ask for 2 CPU of the cluster's 2, and the workers need one"):
-        Gallery.open(gallery_set[0], DIM, GalleryOptions(num_actors=2, cpus_per_actor=1))
+        Gallery(gallery_set[0], DIM, GalleryOptions(num_actors=2, cpus_per_actor=1))
     with pytest.raises(GalleryError, match="GPU"):
-        Gallery.open(gallery_set[0], DIM, GalleryOptions(num_actors=1, gpus_per_actor=1))
+        Gallery(gallery_set[0], DIM, GalleryOptions(num_actors=1, gpus_per_actor=1))
 
 
 def _zero(rows: np.ndarray) -> None:
@@ -140,7 +140,7 @@ def test_bad_embeddings_are_refused_by_name(
     damage(vectors)
     dataset = write_set(tmp_path, vectors, np.arange(10), (10,))
     file = re.escape(str(dataset.manifest("00000").file))
-    with Gallery.open(dataset, dim) as gallery, pytest.raises(GalleryError, match=f"{file}.*{message}") as caught:
+    with Gallery(dataset, dim) as gallery, pytest.raises(GalleryError, match=f"{file}.*{message}") as caught:
         gallery.load()
     assert caught.value.fatal
     assert "Traceback" not in str(caught.value)
@@ -148,11 +148,11 @@ def test_bad_embeddings_are_refused_by_name(
 
 def test_damaged_missing_and_unknown_shards(ray_session: None, tmp_path: Path) -> None:
     with pytest.raises(GalleryError, match="facemae embed"):
-        Gallery.open(Dataset(str(tmp_path / "nothing"), ".parquet"), DIM)
+        Gallery(Dataset(str(tmp_path / "nothing"), ".parquet"), DIM)
     dataset = write_set(tmp_path / "set", unit_rows(10), np.arange(10), (4, 6))
     manifest = dataset.manifest("00001")
     dataset.store.put(str(manifest.file), dataset.store.get(str(manifest.file))[:-7] + b"changed")
-    with Gallery.open(dataset, DIM) as gallery:
+    with Gallery(dataset, DIM) as gallery:
         assert gallery.start("00001") == 4
         with pytest.raises(GalleryError, match="shard 00002"):
             gallery.start("00002")

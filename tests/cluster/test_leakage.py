@@ -83,7 +83,7 @@ def search(
     queries: EmbeddedSet, gallery_set: EmbeddedSet, output: Dataset, num_actors: int = 2, num_workers: int = 1
 ) -> tuple[StageResult, dict[str, tuple[Any, ...]]]:
     """Run a search; its rows by key."""
-    with Gallery.open(gallery_set.dataset, DIM, GalleryOptions(num_actors=num_actors)) as gallery:
+    with Gallery(gallery_set.dataset, DIM, GalleryOptions(num_actors=num_actors)) as gallery:
         result = run_search(queries, gallery_set, gallery, output, name="search", options=StageOptions(num_workers=num_workers))
     rows: dict[str, tuple[Any, ...]] = {}
     for manifest in output.manifests():

@@ -87,12 +87,12 @@ def test_a_folder_is_no_object(store: Store):
 
 
 def test_listing_is_in_key_order_and_by_any_prefix(store: Store):
-    keys = ["a", "a-b/1", "a.b", "a/1", "a/b/2", "a0", "b/1", "b/10", "b/2", "é/1", "B/1"]
+    keys = ["a/1", "a/10", "a/2", "a/b/2", "a0", "a1.tar", "B/1", "b/1", "é/1"]
     for key in reversed(keys):
         store.put(key, key.encode())
     expected = sorted(keys, key=str.encode)
     assert list(store.list()) == [StoredObject(key, len(key.encode())) for key in expected]
-    for prefix in ["a", "a/", "a/b", "b/1", "b/", "é/", "none", "none/x", ""]:
+    for prefix in ["a", "a/", "a/1", "a/b", "a/b/", "b/", "é/", "none", "none/x", ""]:
         assert [stored.key for stored in store.list(prefix)] == [key for key in expected if key.startswith(prefix)]
 
 
@@ -114,7 +114,7 @@ def test_one_of_sixteen_conditional_writers_wins(store: Store):
         except AlreadyExists:
             return None
 
-    for _ in range(3):
+    for _ in range(2):
         with ThreadPoolExecutor(16) as pool:
             winners = [number for number in pool.map(write, range(16)) if number is not None]
         assert len(winners) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def write_dataset(root: Path, counts: list[int], per_identity: int = 3, embedded
         for n in numbers:
             writer.add(Sample(f"k{n:04d}", picture(n), n // per_identity))
         name, number = f"{shard:05d}", number + count
-        commit = {"fingerprint": "f", "attempt": "a", "seconds": {}}
+        commit: dict[str, Any] = {"fingerprint": "f", "attempt": "a", "seconds": {}}
         dataset.commit(name, ShardData(writer.finish(), count, Labels.of(writer.labels)), **commit)
         if embedded:
             numbers.reverse()
@@ -70,7 +71,7 @@ def test_an_epoch_is_every_place_once_in_batches_of_the_asked_size(case, epoch: 
             Plan(shards, batch_size, images, lanes, seed)
         return
     plan = Plan(shards, batch_size, images, lanes, seed)
-    seen, sizes = [], []
+    seen, sizes = list[tuple[str, int]](), list[int]()
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
     for step in steps:
         places = [(s.shard, place) for lane in range(lanes) for s in plan.segments(lane, step) for place in range(s.start, s.stop)]
@@ -136,6 +137,8 @@ def test_a_batch_carries_its_own_pictures_labels_embeddings_and_epoch(dataset: D
         assert batch.epoch == step // plan.steps_per_epoch
         numbers = np.array([int(key[1:]) for key in batch.keys])
         np.testing.assert_array_equal(batch.identities, numbers // 3)
+        assert isinstance(batch.embeddings, np.ndarray)
+        assert isinstance(batch.images, np.ndarray)
         np.testing.assert_array_equal(batch.embeddings, np.stack([vector(n) for n in numbers]))
         assert batch.embeddings.dtype == np.float32
         assert batch.images.shape == (len(numbers), 112, 112, 3)
@@ -145,7 +148,7 @@ def test_a_batch_carries_its_own_pictures_labels_embeddings_and_epoch(dataset: D
 def test_only_the_shards_of_the_asked_steps_are_read(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
     plan, read = Plan(read_counts(dataset), 8, 1, 1), list[str]()
     original = Dataset.read
-    monkeypatch.setattr(Dataset, "read", lambda self, manifest: (read.append(manifest.shard), original(self, manifest))[1])
+    monkeypatch.setattr(Dataset, "read", lambda self, manifest: read.append(manifest.shard) or original(self, manifest))  # type: ignore[func-returns-value]
     last = plan.steps_per_epoch
     list(Stream(dataset, plan).batches(last - 1, last))
     assert read == [segment.shard for segment in plan.segments(0, last - 1)]

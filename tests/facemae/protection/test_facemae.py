@@ -13,8 +13,8 @@ import timm
 import torch
 
 from facemae.masking import random_mask
-from facemae.protection import FaceMaeProtection, create_protection
-from facemae.protection.facemae import TILE
+from facemae.protection import create_protection
+from facemae.protection.facemae import TILE, FaceMaeProtection
 
 # the real widths, since a GEMM chooses its kernels by them; fewer layers, for speed
 FIELDS = {"encoder_depth": 2, "decoder_depth": 1}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from facemae.recognizer import CompactNet, export_onnx
+from facemae.recognizer.compact import CompactNet
+from facemae.recognizer.export import export_onnx
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from facemae.recognizer import CompactNet
+from facemae.recognizer.compact import CompactNet
 
 BLOCKS = ["plain", "residual", "separable"]
 

@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 import torch
 
-from facemae.recognizer import CompactNet, OnnxRecognizer, export_onnx
+from facemae.recognizer.compact import CompactNet
+from facemae.recognizer.export import export_onnx
+from facemae.recognizer.onnx import OnnxRecognizer
 
 
 @pytest.mark.parametrize("block", ["plain", "residual", "separable"])

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from facemae.recognizer import ArcFace, CompactNet, CosFace, fit_recognizer
+from facemae.recognizer.compact import CompactNet
+from facemae.recognizer.margin import ArcFace, CosFace
+from facemae.recognizer.train import fit_recognizer
 
 NUM_PEOPLE = 40  # the last 10 are never trained on
 

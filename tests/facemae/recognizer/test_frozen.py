@@ -8,7 +8,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from facemae.recognizer import OnnxRecognizer
+from facemae.recognizer.onnx import OnnxRecognizer
 from tests.facemae.recognizer.graphs import graph_file, mean_colour
 
 HALF = (0.5, 0.5, 0.5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from facemae.recognizer import ArcFace, CosFace
+from facemae.recognizer.margin import ArcFace, CosFace
 
 
 def reference_logits(head, embeddings, labels, harden):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from facemae.recognizer import OnnxRecognizer
+from facemae.recognizer.onnx import OnnxRecognizer
 from tests.facemae.recognizer.graphs import graph_file, mean_colour
 
 HALF = (0.5, 0.5, 0.5)

@@ -1,0 +1,224 @@
+"""leakage.json, read and checked: every number of the report's page comes from here or from the data sets it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pydantic
+
+from cluster.store import NotFound, Store, StoreError
+from jobs.leakage import SCHEMA
+
+Level = Literal["none", "little", "kept", "unknown"]
+NO_UTILITY, LITTLE_UTILITY = 0.1, 0.5
+"""Rule of thumb of the page: below which share of the originals' utility a set has none, or little (our reading)."""
+WEAK_ATTACKER = 0.5
+"""An attacker whose CMC@1 among the originals is lower says nothing about protected images (our reading)."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One identity's images, and how many of them were traced at rank 1."""
+
+    identity: int
+    images: int
+    traced: int
+    share: float
+
+
+@dataclass(frozen=True)
+class RiskByIdentity:
+    """How the traced share spreads over the identities; ``worst`` holds those traced most surely."""
+
+    identities: int
+    traced_once: int
+    traced_always: int
+    mean_share: float
+    share_quantiles: Mapping[str, float]
+    worst: list[Identity]
+
+
+@dataclass(frozen=True)
+class CurveData:
+    """A CMC curve: hits, shares with the ends of their interval, and guessing, each from k = 1 on.
+
+    Raises:
+        ValueError: the lists are empty or of different lengths, or there is no query.
+    """
+
+    queries: int
+    hits: list[int]
+    cmc: list[float]
+    low: list[float]
+    high: list[float]
+    chance: list[float]
+    by_identity: RiskByIdentity
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.hits), len(self.cmc), len(self.low), len(self.high), len(self.chance)}
+        if len(lengths) != 1 or 0 in lengths or self.queries < 1:
+            raise ValueError(f"a curve of {self.queries} queries whose lists have {sorted(lengths)} entries")
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the whole interval at k = 1 lies above guessing."""
+        return self.low[0] > self.chance[0]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search: the folder of its ranks, its counts, and a curve for the same image and one for the same identity."""
+
+    ranks: str
+    images: int
+    queries: int
+    left_out: int
+    fingerprint: str
+    gallery: int
+    image: CurveData | None
+    identity: CurveData | None
+    histograms: Mapping[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """The attacker's network."""
+
+    name: str
+    sha256: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What one recogniser finds: protected -> original, original -> original and protected -> protected."""
+
+    recognizer: Recognizer
+    leakage: Search
+    reference: Search
+    utility: Search
+
+    @property
+    def weak(self) -> bool:
+        """Whether it fails on the originals themselves."""
+        return self.reference.identity is not None and self.reference.identity.cmc[0] < WEAK_ATTACKER
+
+    @property
+    def kept_leakage(self) -> float | None:
+        """Traced to the person, as a share of the way from guessing (0) to what the originals give (1)."""
+        return self._kept(self.leakage)
+
+    @property
+    def kept_utility(self) -> float | None:
+        """Nearest neighbour of the right person among the protected images, on the same scale."""
+        return self._kept(self.utility)
+
+    def _kept(self, search: Search) -> float | None:
+        curve, ceiling = search.identity, self.reference.identity
+        if curve is None or ceiling is None or ceiling.cmc[0] <= ceiling.chance[0]:
+            return None
+        return (curve.cmc[0] - curve.chance[0]) / (ceiling.cmc[0] - ceiling.chance[0])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One of the two image sets as it was when it was measured."""
+
+    url: str
+    samples: int
+    quarantined: int
+    identities: int | None
+    shards: int
+    config: Mapping[str, Any]
+    fingerprint: str
+    parent: Mapping[str, Any] | None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the faces are drawn by a program."""
+        return self.config.get("source") == "synthetic"
+
+    @property
+    def protection(self) -> Mapping[str, Any]:
+        """What the protection said of itself; empty for originals."""
+        found = self.config.get("protection")
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Equal bins of the similarity histograms."""
+
+    low: float
+    high: float
+    bins: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The content of leakage.json. The first attacker is the worst one."""
+
+    search: str
+    depth: int
+    confidence: float
+    histogram: Bins
+    original: ImageSet
+    protected: ImageSet
+    worst_attacker: str
+    attackers: list[Attacker]
+
+    def __post_init__(self) -> None:
+        if not self.attackers:
+            raise ValueError("no attacker")
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of CMC@k that tables show."""
+        return [k for k in (1, 5, 10) if k <= self.depth]
+
+    @property
+    def worst(self) -> Attacker:
+        """The attacker that leads the report."""
+        return self.attackers[0]
+
+    @property
+    def utility(self) -> Level:
+        """The best utility that any attacker worth its name sees; "unknown" where there is none to judge by."""
+        shares = [a.kept_utility for a in self.attackers if not a.weak and a.kept_utility is not None]
+        if not shares:
+            return "unknown"
+        return "none" if max(shares) < NO_UTILITY else "little" if max(shares) < LITTLE_UTILITY else "kept"
+
+    @property
+    def all_weak(self) -> bool:
+        """Whether no attacker can tell even the originals apart."""
+        return all(attacker.weak for attacker in self.attackers)
+
+
+def read_measurement(store: Store) -> tuple[Measurement, bytes]:
+    """leakage.json, checked, and its bytes.
+
+    Raises:
+        StoreError: there is none, or it is of another schema, or damaged; the message says what is missing and what to run.
+    """
+    where = f"{store.url}/leakage.json"
+    again = f"run `facemae leakage ... --output {store.url}` again"
+    try:
+        data = store.get("leakage.json")
+    except NotFound:
+        raise StoreError(f"{where} does not exist: run `facemae leakage ... --output {store.url}` first", fatal=True) from None
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{where} is no JSON ({error}): {again}", fatal=True) from None
+    found = (content.get("kind"), content.get("schema")) if isinstance(content, dict) else (None, None)
+    if found != ("leakage", SCHEMA):
+        raise StoreError(f"{where} is {found[0]!r} of schema {found[1]}, this version reads 'leakage' of schema {SCHEMA}: {again}", fatal=True)
+    try:
+        return pydantic.TypeAdapter(Measurement).validate_python(content), data
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}: {again}", fatal=True) from None

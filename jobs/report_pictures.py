@@ -1,0 +1,118 @@
+"""A few originals beside what the network saw of them and what it drew, as data: URIs."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from cluster.dataset import Dataset
+from cluster.leakage import read_ranks
+from cluster.picture import SIZE, decode, encode
+from cluster.shard import Sample, ShardError, read_samples
+from cluster.store import StoreError, join_url
+from facemae.leakage import BEYOND, UNDEFINED
+from facemae.masking import random_mask
+from jobs.report_data import Measurement
+from jobs.report_steps import require_measured_state
+
+SHARDS = 4
+"""Shards that the pictures are taken from, where they suffice: a shard is read whole, and may be large."""
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample as the page shows it: three data: URIs (``masked`` is None where the protection hides no patches), and what the worst
+    attacker made of it."""
+
+    key: str
+    original: str
+    masked: str | None
+    protected: str
+    outcome: str
+
+
+def choose_pictures(measurement: Measurement, output: str, count: int, seed: int) -> list[Picture]:
+    """Samples in the order of a seeded hash of shard and key, one of each identity first.
+
+    Raises:
+        StoreError, ShardError, PictureError: one of the two image sets cannot be read, or is not the one that was measured.
+    """
+    originals, protected = (require_measured_state(found) for found in (measurement.original, measurement.protected))
+    names = sorted(set(originals.names()) & set(protected.names()), key=lambda name: _order(seed, name))
+    quota = -(-count // max(1, min(SHARDS, len(names))))
+    pictures: list[Picture] = []
+    for name in names:
+        if len(pictures) >= count:
+            break
+        pairs = _pairs(originals, protected, name, min(quota, count - len(pictures)), seed)
+        ranks = _ranks(measurement, output, name)
+        pictures += [_picture(before, after, measurement, ranks) for before, after in pairs]
+    return pictures
+
+
+def mask_picture(picture: np.ndarray, key: str, patch_size: int, mask_ratio: float, seed: int) -> np.ndarray:
+    """What the network sees of a picture, uint8 (112, 112, 3): hidden patches are grey."""
+    grid = SIZE // patch_size
+    seen = np.zeros(grid * grid, bool)
+    seen[random_mask([key], grid * grid, mask_ratio, seed)[0]] = True
+    shown = seen.reshape(grid, grid).repeat(patch_size, 0).repeat(patch_size, 1)[..., None]
+    return np.where(shown, picture, np.uint8(GREY))
+
+
+def _pairs(originals: Dataset, protected: Dataset, shard: str, count: int, seed: int) -> list[tuple[Sample, Sample]]:
+    """Samples of one shard before and after."""
+    before, after = ({sample.key: sample for sample in _samples(dataset, shard)} for dataset in (originals, protected))
+    keys = sorted(before.keys() & after.keys(), key=lambda key: _order(seed, key))
+    first = {before[key].identity: key for key in reversed(keys)}
+    people = sorted(first.values(), key=lambda key: _order(seed, key))
+    others = [key for key in keys if first[before[key].identity] != key]
+    return [(before[key], after[key]) for key in (people + others)[:count]]
+
+
+def _samples(dataset: Dataset, shard: str) -> list[Sample]:
+    data = dataset.read(dataset.manifest(shard))
+    return [item for item in read_samples(data) if isinstance(item, Sample)] if data else []
+
+
+def _ranks(measurement: Measurement, output: str, shard: str) -> Mapping[str, int]:
+    """The rank of each image of a shard by the worst attacker; empty when it cannot be read, which costs a caption alone."""
+    ranks = Dataset(join_url(output, measurement.worst.leakage.ranks.removesuffix("/shards")), ".parquet")
+    try:
+        data = ranks.read(ranks.manifest(shard))
+        if not data:
+            return {}
+        rows, _ = read_ranks(data)
+    except (StoreError, ShardError):
+        return {}
+    return dict(zip(rows.key, rows.rank_image.tolist(), strict=True))
+
+
+def _picture(before: Sample, after: Sample, measurement: Measurement, ranks: Mapping[str, int]) -> Picture:
+    original = decode(before.image)
+    options = measurement.protected.protection
+    found = re.search(rf"_patch(\d+)_{SIZE}$", str(options.get("architecture")))
+    masked = None
+    if options.get("method") == "facemae" and found and SIZE % int(found[1]) == 0:
+        hidden = mask_picture(original, before.key, int(found[1]), float(options["mask_ratio"]), int(options["seed"]))
+        masked = _uri(encode(hidden))
+    rank = ranks.get(before.key, UNDEFINED)
+    told = {UNDEFINED: "", BEYOND: f"not among the {measurement.depth} nearest", 1: "traced: nearest of all"}
+    # encoded anew: an original's own bytes may carry EXIF, with the place where it was taken
+    return Picture(before.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank}"))
+
+
+def _uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _order(seed: int, name: str) -> bytes:
+    return sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
+
+
+__all__: Sequence[str] = ["Picture", "choose_pictures", "mask_picture"]

@@ -1,0 +1,147 @@
+"""The page's diagrams as inline SVG whose colours are the page's own, light or dark. The same numbers give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.report_data import Attacker, Bins, CurveData
+
+PALETTE = {"--ink": "#010101", "--muted": "#010102", "--line": "#010103", "--leak": "#010104", "--real": "#010105", "--use": "#010106"}
+"""CSS variable -> the colour that stands for it while matplotlib draws."""
+SIZE = (4.4, 2.9)
+MAX_TICKS = 6
+STYLE = {
+    "svg.hashsalt": "facemae",
+    "svg.fonttype": "none",  # text stays text: searchable, in the page's font
+    "font.size": 9.0,
+    "text.color": PALETTE["--ink"],
+    "axes.edgecolor": PALETTE["--line"],
+    "axes.labelcolor": PALETTE["--muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": PALETTE["--muted"],
+    "ytick.color": PALETTE["--muted"],
+    "grid.color": PALETTE["--line"],
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one kind of search or pair is drawn, the same on every diagram."""
+
+    color: str
+    dashes: str = "-"
+
+
+LEAKAGE, REFERENCE, UTILITY, CHANCE = Line("--leak"), Line("--real", "--"), Line("--use", "-."), Line("--muted", ":")
+PAIRS = {"impostor": Line("--muted"), "genuine": Line("--real"), "mate": Line("--leak")}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram with its heading."""
+
+    title: str
+    svg: Markup
+
+
+def cmc_panels(attacker: Attacker) -> list[Panel]:
+    """CMC curves of one attacker, the same image and the same identity on one scale."""
+    image, identity = attacker.leakage.image, attacker.leakage.identity
+    by_person = [(REFERENCE, attacker.reference.identity), (UTILITY, attacker.utility.identity), (LEAKAGE, identity)]
+    panels = {"The same image": [(LEAKAGE, image)], "Another image of the same person": by_person}
+    floor = _floor([curve for curves in panels.values() for _, curve in curves if curve])
+    return [
+        Panel(title, _cmc([(line, curve) for line, curve in curves if curve], floor, title)) for title, curves in panels.items() if curves[-1][1]
+    ]
+
+
+def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
+    """Densities of similarities, the same scale across the three searches of one attacker."""
+    searches = {
+        "Originals among themselves": attacker.reference.histograms,
+        "Protected against originals": attacker.leakage.histograms,
+        "Protected among themselves": attacker.utility.histograms,
+    }
+    edges = np.linspace(bins.low, bins.high, bins.bins + 1)
+    filled = np.flatnonzero(np.sum([counts for found in searches.values() for counts in found.values()], axis=0))
+    if not len(filled):
+        return []
+    span = float(edges[max(filled[0] - 2, 0)]), float(edges[min(filled[-1] + 3, bins.bins)])
+    return [Panel(title, _histogram(found, edges, span, title)) for title, found in searches.items()]
+
+
+def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, title: str) -> Markup:
+    figure, axes = _figure()
+    ks = np.arange(1, len(curves[0][1].cmc) + 1)
+    axes.plot(ks, np.maximum(curves[-1][1].chance, floor), CHANCE.dashes, color=PALETTE[CHANCE.color], linewidth=1.6)
+    for line, curve in curves:
+        color = PALETTE[line.color]
+        axes.fill_between(ks, np.maximum(curve.low, floor), np.maximum(curve.high, floor), color=color, alpha=0.16, linewidth=0)
+        axes.plot(ks, np.maximum(curve.cmc, floor), line.dashes, color=color, linewidth=1.8, marker="o", markersize=2.8)
+    axes.set(yscale="log", ylim=(floor, 1.15), xlim=(0.8, ks[-1] + 0.2), xlabel="k nearest looked at", ylabel="found among them")
+    decades = round(-math.log10(floor))
+    step = -(-decades // MAX_TICKS)
+    ticks = [10.0**-power for power in range(0, decades + 1, step)]
+    axes.set_yticks(ticks, [f"{_plain(100 * tick)} %" for tick in ticks])
+    axes.set_xticks(ks[[0, *range(1, len(ks), 2)]] if len(ks) < 3 else [k for k in ks if k == 1 or k % 5 == 0])
+    axes.minorticks_off()
+    axes.grid(axis="y", linewidth=0.6)
+    return _svg(figure, f"CMC curves: {title}")
+
+
+def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tuple[float, float], title: str) -> Markup:
+    figure, axes = _figure()
+    for name, line in PAIRS.items():
+        counts = np.asarray(found.get(name, ()), float)
+        if counts.sum():
+            density, color = counts / counts.sum(), PALETTE[line.color]
+            axes.stairs(density, edges, fill=True, color=color, alpha=0.18)
+            axes.stairs(density, edges, color=color, linewidth=1.5)
+    axes.set(xlim=span, xlabel="cosine similarity", yticks=[])
+    axes.set_ylim(bottom=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylabel("share of pairs")
+    return _svg(figure, f"Similarities: {title}")
+
+
+def _figure() -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        return figure, figure.subplots()
+
+
+def _floor(curves: Sequence[CurveData]) -> float:
+    """The power of ten below every value that a logarithmic axis can show, 1 % at the most."""
+    values = [value for curve in curves for value in (*curve.cmc, *curve.chance) if value > 0]
+    return min(10.0 ** math.floor(math.log10(min(values, default=1.0))), 0.01)
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}" if value >= 1e-4 else np.format_float_positional(value, precision=1, unique=False, fractional=False, trim="-")
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    """The figure as one <svg> for the middle of a page: no prolog, metadata, namespaces or fixed size, colours by CSS variable."""
+    sink = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
+    text = sink.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    body = re.sub(r'<g id="[^"]*">', "<g>", text[text.index(">") + 1 :])
+    for variable, color in PALETTE.items():
+        body = body.replace(color, f"var({variable})")
+    return Markup(f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{escape(label)}">') + Markup(body)

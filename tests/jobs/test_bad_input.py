@@ -1,0 +1,96 @@
+"""What a user gets for what goes wrong most: one line that names the file, the reason and the remedy; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import facemae.model  # noqa: F401  # registers the architectures
+from cluster.dataset import Dataset
+from cluster.seaweedfs import Endpoint
+from jobs import embed, ingest, protect, verify
+
+MakeDataset = Callable[..., Dataset]
+
+
+def _fails(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return shown.splitlines()[-1]
+
+
+def test_a_root_that_is_not_there(tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing")
+    shown = _fails(capsys, protect.main, "--input", missing, "--output", str(tmp_path / "out"), "--method", "none")
+    assert missing in shown
+    assert "holds no data set" in shown
+    assert "holds no files" in _fails(capsys, ingest.main, "--source", missing, "--output", str(tmp_path / "out"))
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _fails(capsys, ingest.main, "--source", "synthetic:ids=2,images=2", "--output", "s3://no-such-bucket/x")
+    assert "the bucket does not exist" in shown
+
+
+@pytest.mark.s3
+def test_wrong_credentials_show_the_remedy_and_no_secret(s3_server: Endpoint, tmp_path: Path) -> None:
+    secret = "not-the-secret-0123456789"
+    command = [sys.executable, "-m", "jobs", "ingest", "--source", "synthetic:ids=2,images=2", "--output", "s3://tests/x"]
+    environment = {**os.environ, **s3_server.environment, "AWS_SECRET_ACCESS_KEY": secret}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert secret not in done.stderr + done.stdout
+    assert s3_server.secret_key not in done.stderr + done.stdout
+
+
+def test_weights_of_another_architecture(make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=2,images=2")
+    torch.manual_seed(0)
+    for name in ("facemae_tiny_patch16_112", "facemae_tiny_patch8_112"):
+        timm.create_model(name).save_pretrained(tmp_path / name)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(tmp_path / "facemae_tiny_patch16_112", mixed)
+    shutil.copy(tmp_path / "facemae_tiny_patch8_112" / "model.safetensors", mixed)
+    base = ("--input", source.url, "--output", str(tmp_path / "out"), "--weights")
+    assert str(mixed) in _fails(capsys, protect.main, *base, str(mixed))
+    assert "holds no weights" in _fails(capsys, protect.main, *base, str(tmp_path / "nowhere"))
+    assert "needs --weights" in _fails(capsys, protect.main, "--input", source.url, "--output", str(tmp_path / "out"))
+
+
+def test_a_recogniser_without_normalisation(
+    make_dataset: MakeDataset, tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=2,images=2")
+    model = str(shared / "models" / "edgeface_xxs.onnx")
+    assert "never guessed" in _fails(capsys, embed.main, "--input", source.url, "--recognizer", model)
+
+
+def test_a_damaged_set_does_not_verify(make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=4,images=4", shard_size=8)
+    assert verify.main([source.url]) == 0
+    tar = next((tmp_path / "original" / "shards").glob("00001-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-3000])
+    assert verify.main([source.url]) == 2
+    assert "00001" in capsys.readouterr().out
+
+
+def test_an_unknown_job_and_the_help() -> None:
+    run = [sys.executable, "-m", "jobs"]
+    shown = subprocess.run([*run, "--help"], capture_output=True, text=True, timeout=60).stdout
+    for job in ("ingest", "train", "protect", "embed", "leakage", "verify", "report", "pipeline"):
+        assert f"  {job}" in shown
+    failed = subprocess.run([*run, "protekt"], capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 2
+    assert "the jobs are ingest" in failed.stderr

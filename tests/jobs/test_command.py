@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.scheduler import Interrupted, StageError
+from jobs.command import Config, UsageError, from_mapping, main_of, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Config):
+    """Does a thing."""
+
+    source: str
+    """Where from."""
+    count: int = 3
+    """How many."""
+    ratio: float = 0.5
+    """Share."""
+    files: tuple[str, ...] = ()
+    """Files."""
+    section: dict[str, Any] = field(default_factory=dict)
+    """More."""
+
+
+def _file(folder: Path, text: str) -> str:
+    (folder / "job.yaml").write_text(text)
+    return str(folder / "job.yaml")
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = _file(tmp_path, "source: a\ncount: 7\nfiles: [x, y]\n")
+    config = parse(Example, ["--config", file, "--count", "9"], "example")
+    assert config == Example(source="a", count=9, files=("x", "y"))
+    assert parse(Example, [f"--config={file}"], "example").count == 7
+
+
+def test_what_the_file_leaves_out_the_flags_may_give(tmp_path: Path) -> None:
+    file = _file(tmp_path, "count: 7\n")
+    assert parse(Example, ["--config", file, "--source", "b"], "example") == Example(source="b", count=7)
+    with pytest.raises(SystemExit):
+        parse(Example, ["--config", file], "example")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source: a\ncuont: 1\n", "unknown field 'cuont'; the fields are source, count"),
+        ("source: a\ncount: many\n", r"count: .*integer.*'many'"),
+        ("source: [1\n", "no YAML"),
+        ("- a\n", "must be a mapping"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(Example, ["--config", _file(tmp_path, text), "--source", "x"], "example")
+
+
+def test_a_complete_mapping_needs_every_required_field() -> None:
+    with pytest.raises(UsageError, match="'source' is missing"):
+        from_mapping(Example, {}, where="section x", complete=True)
+
+
+def _raises(error: Exception) -> Any:
+    def run(config: Example) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (StageError("wrong key"), 2, "error: wrong key"),
+        (ValueError("bad value"), 2, "error: bad value"),
+        (Interrupted("stopped as asked"), 143, "stopped as asked"),
+    ],
+)
+def test_exit_codes_and_one_clear_line(capsys: pytest.CaptureFixture[str], error: Exception, code: int, text: str) -> None:
+    assert main_of(Example, _raises(error), ["--source", "a"]) == code
+    shown = capsys.readouterr().err
+    assert text in shown
+    assert "Traceback" not in shown
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_error() -> None:
+    with pytest.raises(AttributeError):
+        main_of(Example, _raises(AttributeError("oops")), ["--source", "a"])
+
+
+def test_shards_given_up_make_the_exit_code_three() -> None:
+    assert main_of(Example, lambda config: {"failed_shards": ["00001"]}, ["--source", "a"]) == 3
+    assert main_of(Example, lambda config: {"failed_shards": []}, ["--source", "a"]) == 0

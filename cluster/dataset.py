@@ -13,6 +13,7 @@ its manifest and never changes after it. For every shard and for the whole, samp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -173,12 +174,15 @@ class Dataset:
     def _put_ledger(self, shard: str, rows: Sequence[Rejected]) -> str:
         """Write a ledger and return its key. As a tar it never changes: beside another attempt's that differs, ours gets its own name."""
         data, key = write_ledger(rows), f"quarantine/{shard}.parquet"
-        try:
-            self.store.put(key, data, if_absent=True)
-        except AlreadyExists:
-            if self.store.get(key) != data:
-                key = f"quarantine/{shard}-{sha256_hex(data)[:12]}.parquet"
-                self.store.put(key, data)
+        with contextlib.suppress(NotFound):  # a loser took its ledger away between our two requests
+            try:
+                self.store.put(key, data, if_absent=True)
+                return key
+            except AlreadyExists:
+                if self.store.get(key) == data:
+                    return key
+        key = f"quarantine/{shard}-{sha256_hex(data)[:12]}.parquet"
+        self.store.put(key, data)
         return key
 
     def publish(self, manifest: Manifest) -> Manifest:

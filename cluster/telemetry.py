@@ -82,7 +82,7 @@ class Telemetry:
             for name, value in {**self.last, "images_per_second": rate}.items():
                 self._tensorboard().add_scalar(f"train/{name}", value, step)
             if now - self._uploaded > UPLOAD_SECONDS:
-                self._upload()
+                self.upload()
         return bool(stop)
 
     def _progress(self, step: int) -> dict[str, Any]:
@@ -98,8 +98,10 @@ class Telemetry:
             self._writer = SummaryWriter(self._folder.name, purge_step=self._first + 1)
         return self._writer
 
-    def _upload(self) -> None:
+    def upload(self) -> None:
         """Replace this process's event files in the store: object storage cannot append."""
+        if not self._writes:
+            return
         self._tensorboard().flush()
         for path in Path(self._folder.name).iterdir():
             self._store.put(f"tensorboard/{path.name}", path.read_bytes())
@@ -110,6 +112,6 @@ class Telemetry:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._writer is not None:
-            self._upload()
+            self.upload()
             self._writer.close()
         self._folder.cleanup()

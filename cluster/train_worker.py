@@ -41,7 +41,8 @@ def work(job: TrainJob, board: Any) -> None:
     """Train as one rank of the group that Ray Train has set up."""
     if ray.get(board.failure.remote()):
         return  # the group was restarted after an error that trying again cannot help
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    for name in ("DeepSpeed", "botocore"):  # Ray Train lets everything through from INFO on
+        logging.getLogger(name).setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled at start; gloo does its work
     torch.set_num_threads(job.options.cpus_per_worker)
     try:
@@ -87,6 +88,7 @@ class Trainer:
                     break
                 if done % options.checkpoint_every == 0 and done < last:
                     self._checkpoint(done)
+                    telemetry.upload()
             tensors = self._checkpoint(done) if done > self.first else self._capture()
             self._finish_publishing()
         if self.rank == 0 and done == job.steps:

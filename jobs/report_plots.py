@@ -21,7 +21,6 @@ PALETTE = {"--ink": "#010101", "--muted": "#010102", "--line": "#010103", "--lea
 SIZE = (4.4, 2.9)
 MAX_TICKS = 6
 STYLE = {
-    "svg.hashsalt": "facemae",
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "font.size": 9.0,
     "text.color": PALETTE["--ink"],
@@ -58,12 +57,15 @@ class Panel:
 
 def cmc_panels(attacker: Attacker) -> list[Panel]:
     """CMC curves of one attacker, the same image and the same identity on one scale."""
+    name = attacker.recognizer.name
     image, identity = attacker.leakage.image, attacker.leakage.identity
     by_person = [(REFERENCE, attacker.reference.identity), (UTILITY, attacker.utility.identity), (LEAKAGE, identity)]
     panels = {"The same image": [(LEAKAGE, image)], "Another image of the same person": by_person}
     floor = _floor([curve for curves in panels.values() for _, curve in curves if curve])
     return [
-        Panel(title, _cmc([(line, curve) for line, curve in curves if curve], floor, title)) for title, curves in panels.items() if curves[-1][1]
+        Panel(title, _cmc([(line, curve) for line, curve in curves if curve], floor, f"CMC of {name}: {title}"))
+        for title, curves in panels.items()
+        if curves[-1][1]
     ]
 
 
@@ -79,10 +81,11 @@ def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
     if not len(filled):
         return []
     span = float(edges[max(filled[0] - 2, 0)]), float(edges[min(filled[-1] + 3, bins.bins)])
-    return [Panel(title, _histogram(found, edges, span, title)) for title, found in searches.items()]
+    name = attacker.recognizer.name
+    return [Panel(title, _histogram(found, edges, span, f"Similarities by {name}: {title}")) for title, found in searches.items()]
 
 
-def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, title: str) -> Markup:
+def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, label: str) -> Markup:
     figure, axes = _figure()
     ks = np.arange(1, len(curves[0][1].cmc) + 1)
     axes.plot(ks, np.maximum(curves[-1][1].chance, floor), CHANCE.dashes, color=PALETTE[CHANCE.color], linewidth=1.6)
@@ -98,10 +101,10 @@ def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, title: str) -> 
     axes.set_xticks(ks[[0, *range(1, len(ks), 2)]] if len(ks) < 3 else [k for k in ks if k == 1 or k % 5 == 0])
     axes.minorticks_off()
     axes.grid(axis="y", linewidth=0.6)
-    return _svg(figure, f"CMC curves: {title}")
+    return _svg(figure, label)
 
 
-def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tuple[float, float], title: str) -> Markup:
+def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tuple[float, float], label: str) -> Markup:
     figure, axes = _figure()
     for name, line in PAIRS.items():
         counts = np.asarray(found.get(name, ()), float)
@@ -113,7 +116,7 @@ def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tupl
     axes.set_ylim(bottom=0)
     axes.spines["left"].set_visible(False)
     axes.set_ylabel("share of pairs")
-    return _svg(figure, f"Similarities: {title}")
+    return _svg(figure, label)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -136,10 +139,10 @@ def _svg(figure: Figure, label: str) -> Markup:
     """The figure as one <svg> for the middle of a page: no prolog, metadata, namespaces or fixed size, colours by CSS variable."""
     sink = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": label}):  # ids of their own for all diagrams of one page
         figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
     text = sink.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<(metadata|style)\b.*?</\1>\s*|font-family: [^;]*;", "", text[text.index("<svg") :], flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', text)
     body = re.sub(r'<g id="[^"]*">', "<g>", text[text.index(">") + 1 :])
     for variable, color in PALETTE.items():

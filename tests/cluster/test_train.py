@@ -208,7 +208,7 @@ def test_weights_are_checked_wherever_they_are(tmp_path: Path, caplog: pytest.Lo
     assert local_weights(str(tmp_path / "run")) == local_weights(str(tmp_path / "run" / "weights")) == tmp_path / "run" / "weights"
     file = tmp_path / "run" / "weights" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(StoreError, match="has sha256 .* says"):
+    with pytest.raises(StoreError, match=r"has sha256 .* says"):
         local_weights(str(tmp_path / "run"))
     with pytest.raises(StoreError, match="holds no weights"):
         local_weights(str(tmp_path))

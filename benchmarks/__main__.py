@@ -1,0 +1,39 @@
+"""``make bench``: every benchmark on synthetic input that it makes itself; tables on the screen, JSON in benchmarks/out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+
+import facemae.model  # noqa: F401  # registers the architectures
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """Run them one after another, so that none disturbs another."""
+    out = FOLDER / "out"
+    out.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        data, weights = f"{temporary}/data", f"{temporary}/weights"
+        _run("-m", "jobs", "ingest", "--source", "synthetic:ids=500,images=20", "--output", data, "--shard-size", "1000")
+        torch.manual_seed(0)
+        timm.create_model("facemae_tiny_patch16_112").save_pretrained(weights)
+        _run(str(FOLDER / "synthetic.py"), "--output", str(out / "synthetic.json"))
+        _run(str(FOLDER / "shard.py"), "--json", str(out / "shard.json"))
+        _run(str(FOLDER / "protect.py"), "--data", data, "--weights", weights, "--json", str(out / "protect.json"))
+    print(f"written: {out}")
+
+
+def _run(*arguments: str) -> None:
+    print(f"\n$ python {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,7 @@ class RecordFile:
         size = open_store(self._root).size(self._name)
         if len(offsets) == 0 or int(offsets.min()) < 0 or int(offsets.max()) >= size:
             raise StoreError(f"{self._index_url} does not fit {self._url} ({size} bytes): cut short, or of another file", fatal=True)
-        order = np.argsort(offsets)
+        order = np.argsort(offsets, kind="stable")  # linear where it is in order already, as it always was
         numbers, offsets = numbers[order], np.append(offsets[order], size)
         end = self._end_of_images(int(offsets[0]), int(offsets[1])) if numbers[0] == 0 else None
         if end is None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cluster.store import Store
-from cluster.train import TrainJob
+from cluster.train_job import TrainJob
 
 UPLOAD_SECONDS = 60.0
 
@@ -42,7 +42,7 @@ class Telemetry:
         self._writer: Any = None
         self._uploaded = time.perf_counter()
         if self._writes:
-            self._board.report.remote(self._progress(first))  # the line shows where the run goes on
+            self._answer = self._board.report.remote(self._progress(first))  # the line shows where the run goes on
 
     def step(self, step: int, metrics: dict[str, Tensor], rows: int) -> bool:
         """Take one step's metrics of this rank's rows; report when it is time. Returns whether the user asked to stop."""

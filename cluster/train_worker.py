@@ -28,7 +28,7 @@ from cluster.dataset import Dataset
 from cluster.store import StoreError, join_url, open_store
 from cluster.stream import Stream
 from cluster.telemetry import Telemetry
-from cluster.train import TrainJob
+from cluster.train_job import TrainJob
 from facemae.masking import random_mask
 from facemae.model import CONFIG_FILE, WEIGHTS_FILE, MaskedAutoencoder, to_pictures
 from facemae.training import Batch, ReconstructionLoss, batch_loss, learning_rate, param_groups
@@ -71,14 +71,13 @@ class Trainer:
         self._publishing: Future[None] | None = None
 
     def run(self) -> None:
-        """Train from the newest checkpoint to the end, or to where this run is asked to stop."""
+        """Train from the newest checkpoint to the end, or to where the user asks it to stop."""
         job, options = self.job, self.job.options
-        last = min(job.steps, options.stop_at_step or job.steps)
         name = job.recognizer.name if job.recognizer else None
         stream = Stream(Dataset(job.data), job.plan, name, self.rank, self.world_size, options.cpus_per_worker)
         telemetry = Telemetry(job, self.board, self.store, self.first, self.engine.device)
         done, stop = self.first, False
-        with closing(stream.batches(self.first, last)) as batches, telemetry:
+        with closing(stream.batches(self.first, job.steps)) as batches, telemetry:
             for done, batch in enumerate(batches, start=self.first + 1):
                 metrics = self._step(done, batch)
                 stop = telemetry.step(done, metrics, len(batch.keys))
@@ -86,7 +85,7 @@ class Trainer:
                     telemetry.grid(done, self._grid(batch))
                 if stop:
                     break
-                if done % options.checkpoint_every == 0 and done < last:
+                if done % options.checkpoint_every == 0 and done < job.steps:
                     self._checkpoint(done)
                     telemetry.upload()
             tensors = self._checkpoint(done) if done > self.first else self._capture()

@@ -15,10 +15,11 @@ from cluster.picture import PictureError
 from cluster.shard import sha256_hex
 from cluster.store import open_store
 from jobs.command import Config, main_of
-from jobs.report_data import LITTLE_UTILITY, NO_UTILITY, WEAK_ATTACKER, CurveData, Measurement, read_measurement
+from jobs.report_data import LITTLE_UTILITY, NO_UTILITY, WEAK_ATTACKER, Measurement, read_measurement
 from jobs.report_pictures import Picture, choose_pictures
 from jobs.report_plots import cmc_panels, similarity_panels
 from jobs.report_steps import UNREADABLE, gather_steps, read_training, reasons_of
+from jobs.report_words import conclusion, count, headline, interval, percent
 
 PAGE = "report.html"
 RULES = {"no_utility": NO_UTILITY, "little_utility": LITTLE_UTILITY, "weak_attacker": WEAK_ATTACKER}
@@ -75,68 +76,6 @@ def run(config: ReportConfig) -> dict[str, Any]:
     )
     store.put(PAGE, html.encode("utf-8", "replace"))
     return _told(measurement, f"{store.url}/{PAGE}", shows_originals=bool(pictures))
-
-
-def headline(measurement: Measurement) -> str:
-    """The page's first sentence."""
-    worst = measurement.worst
-    curve = worst.leakage.image
-    if curve is None:
-        return f"No protected image could be looked for by {worst.recognizer.name}."
-    traced = f"traces {count(curve.hits[0])} ({percent(curve.cmc[0])}, {interval(curve, measurement.confidence)}) to their original"
-    queries = f"Of {count(curve.queries)} protected images, an attacker with {worst.recognizer.name}"
-    return f"{queries} {traced}; guessing would trace {percent(curve.chance[0])}."
-
-
-def percent(share: float) -> str:
-    """A share for readers: two significant digits below 1 %, and never rounded up to 100 %."""
-    value = 100 * share
-    if value == 0 or value >= 100:
-        return f"{min(value, 100):.0f} %"
-    if value > 99:
-        return f"{min(value, 99.99):.2f} %"
-    if value >= 1:
-        return f"{value:.1f} %"
-    return f"{value:.2g} %" if value >= 1e-4 else f"{value:.1e} %"
-
-
-def interval(curve: CurveData, confidence: float, k: int = 1) -> str:
-    """The interval of CMC@k in words."""
-    low, high = percent(curve.low[k - 1]).removesuffix(" %"), percent(curve.high[k - 1])
-    return f"{100 * confidence:g} % interval {low} to {high}"
-
-
-def count(number: int | None) -> str:
-    """An integer with commas; a dash for what is not known."""
-    return "–" if number is None else f"{number:,}"
-
-
-def conclusion(measurement: Measurement) -> tuple[str, str]:
-    """What the numbers amount to: a heading and a sentence."""
-    best = max((a.kept_utility for a in measurement.attackers if a.kept_utility is not None and not a.weak), default=0.0)
-    if measurement.all_weak:
-        return (
-            "No result: the attackers are too weak",
-            f"None of these recognisers finds even {percent(WEAK_ATTACKER)} of the originals' own people: what they fail to trace is not safe.",
-        )
-    if measurement.utility == "unknown":
-        return (
-            "Utility could not be measured",
-            "No identity has two images here, so nothing says whether the protected set is still worth anything. Read the leakage with that.",
-        )
-    kept = f"The protected images keep {percent(max(best, 0.0))} of what tells people apart in the originals."
-    if measurement.utility == "none":
-        return (
-            "No result: the protected images are of no use",
-            f"{kept} A low leakage of images that carry nothing is no protection: train longer, or hide fewer patches.",
-        )
-    if measurement.utility == "little":
-        return "Little utility is left", f"{kept} Read the leakage with that: much of it is low because little is left to trace."
-    curve = measurement.worst.leakage.image
-    if curve and curve.above_chance:
-        times = f"{curve.cmc[0] / curve.chance[0]:,.0f}" if curve.chance[0] else "many"
-        return "Images can be traced", f"{kept} The worst attacker traces images {times} times as often as guessing: compare that with your limit."
-    return "Useful, and traced no more than by guessing", f"{kept} No attacker here traces images more often than guessing, as far as this many show."
 
 
 def _pictures(config: ReportConfig, measurement: Measurement, output: str) -> tuple[list[Picture], str]:

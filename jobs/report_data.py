@@ -216,7 +216,9 @@ def read_measurement(store: Store) -> tuple[Measurement, bytes]:
         raise StoreError(f"{where} is no JSON ({error}): {again}", fatal=True) from None
     found = (content.get("kind"), content.get("schema")) if isinstance(content, dict) else (None, None)
     if found != ("leakage", SCHEMA):
-        raise StoreError(f"{where} is {found[0]!r} of schema {found[1]}, this version reads 'leakage' of schema {SCHEMA}: {again}", fatal=True)
+        raise StoreError(
+            f"{where} is {found[0]!r} of schema {found[1]}, this version reads 'leakage' of schema {SCHEMA}: {again}", fatal=True
+        )
     try:
         return pydantic.TypeAdapter(Measurement).validate_python(content), data
     except pydantic.ValidationError as error:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,9 +19,12 @@ from jobs.report_data import Attacker, Bins, CurveData
 
 PALETTE = {"--ink": "#010101", "--muted": "#010102", "--line": "#010103", "--leak": "#010104", "--real": "#010105", "--use": "#010106"}
 """CSS variable -> the colour that stands for it while matplotlib draws."""
-SIZE = (4.4, 2.9)
+CMC_SIZE, HISTOGRAM_SIZE = (4.4, 2.9), (3.4, 2.4)
+"""Inches; the page scales them to their columns, so that text is of one size."""
 MAX_TICKS = 6
-STYLE = {
+MAX_BINS = 60
+"""Where the similarities fill more bins, four are drawn as one: narrow bins of few pairs show noise."""
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "font.size": 9.0,
     "text.color": PALETTE["--ink"],
@@ -71,7 +75,7 @@ def cmc_panels(attacker: Attacker) -> list[Panel]:
 
 def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
     """Densities of similarities, the same scale across the three searches of one attacker."""
-    searches = {
+    searches: dict[str, Mapping[str, Sequence[int]]] = {
         "Originals among themselves": attacker.reference.histograms,
         "Protected against originals": attacker.leakage.histograms,
         "Protected among themselves": attacker.utility.histograms,
@@ -81,12 +85,15 @@ def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
     if not len(filled):
         return []
     span = float(edges[max(filled[0] - 2, 0)]), float(edges[min(filled[-1] + 3, bins.bins)])
+    if bins.bins % 4 == 0 and filled[-1] - filled[0] > MAX_BINS:
+        searches = {title: {name: _joined(counts) for name, counts in found.items()} for title, found in searches.items()}
+        edges = edges[::4]
     name = attacker.recognizer.name
     return [Panel(title, _histogram(found, edges, span, f"Similarities by {name}: {title}")) for title, found in searches.items()]
 
 
 def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, label: str) -> Markup:
-    figure, axes = _figure()
+    figure, axes = _figure(CMC_SIZE)
     ks = np.arange(1, len(curves[0][1].cmc) + 1)
     axes.plot(ks, np.maximum(curves[-1][1].chance, floor), CHANCE.dashes, color=PALETTE[CHANCE.color], linewidth=1.6)
     for line, curve in curves:
@@ -105,7 +112,7 @@ def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, label: str) -> 
 
 
 def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tuple[float, float], label: str) -> Markup:
-    figure, axes = _figure()
+    figure, axes = _figure(HISTOGRAM_SIZE)
     for name, line in PAIRS.items():
         counts = np.asarray(found.get(name, ()), float)
         if counts.sum():
@@ -119,9 +126,13 @@ def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tupl
     return _svg(figure, label)
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _joined(counts: Sequence[int]) -> list[int]:
+    return np.reshape(counts, (-1, 4)).sum(axis=1).tolist()
+
+
+def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         return figure, figure.subplots()
 
 

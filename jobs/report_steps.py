@@ -25,11 +25,11 @@ class Step:
         name: what was done.
         url: where its result is.
         samples_in, samples, quarantined, shards: the accounting; None where nothing is known.
+        given: what the step before it gave out; None where it is the first, or unknown.
         failed: shards that were given up.
         reasons: samples in quarantine by reason.
         seconds: fetch, compute and publish, summed over all shards and workers.
         fingerprint: of the configuration and input.
-        config: the lineage's configuration.
         note: why something is missing here, and what would help.
     """
 
@@ -39,21 +39,20 @@ class Step:
     samples: int | None = None
     quarantined: int | None = None
     shards: int | None = None
+    given: int | None = None
     failed: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     @property
     def adds_up(self) -> bool:
-        """in = out + quarantined, and the ledger holds a reason for each that was left out."""
-        counts = (self.samples_in, self.samples, self.quarantined)
-        if self.samples_in is None or self.samples is None or self.quarantined is None:
+        """Took in what was given, in = out + quarantined, and the ledger holds a reason for each that was left out."""
+        if self.note or self.samples_in is None or self.samples is None:
             return False
-        in_ledger = self.note != "" or sum(self.reasons.values()) == self.quarantined
-        return counts[0] == self.samples + self.quarantined and in_ledger
+        took_all = self.given in (None, self.samples_in)
+        return took_all and self.quarantined == sum(self.reasons.values()) and self.samples_in == self.samples + self.quarantined
 
     @property
     def rate(self) -> float | None:
@@ -104,7 +103,9 @@ def read_training(root: str, protected: ImageSet) -> dict[str, Any]:
         raise StoreError(f"{store.url}/run.json is no record of a training ({error!r}): train again", fatal=True) from None
     expected = protected.protection.get("weights_sha256")
     if sha256 != expected:
-        raise StoreError(f"{store.url} gave weights {sha256}, the protected set was made with {expected}: give its own training", fatal=True)
+        raise StoreError(
+            f"{store.url} gave weights {sha256}, the protected set was made with {expected}: give its own training", fatal=True
+        )
     return {"url": store.url, **content}
 
 
@@ -136,13 +137,15 @@ def _step(name: str, url: str, suffix: str = ".parquet") -> Step:
         reasons = _reasons(dataset, manifests)
     except UNREADABLE as error:
         return Step(name, url, note=str(error))
-    counts = {key: value for key, value in totals(manifests).items() if key in ("samples_in", "samples", "quarantined", "shards")}
+    whole = totals(manifests)
     seconds: Counter[str] = Counter()
     for manifest in manifests:
         seconds.update(manifest.seconds)
     failed = sum(manifest.failure is not None for manifest in manifests)
-    made = {"fingerprint": lineage.get("fingerprint", ""), "config": lineage.get("config", {})}
-    return Step(name, url, **counts, failed=failed, reasons=reasons, seconds=dict(seconds), **made)  # type: ignore[arg-type]
+    given = (lineage.get("parent") or {}).get("samples")
+    fingerprint = lineage.get("fingerprint", "")
+    counts = (whole["samples_in"], whole["samples"], whole["quarantined"], whole["shards"])
+    return Step(name, url, *counts, given, failed, reasons, dict(seconds), fingerprint)
 
 
 def _reasons(dataset: Dataset, manifests: Sequence[Manifest]) -> dict[str, int]:

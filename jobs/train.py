@@ -17,7 +17,8 @@ from cluster.picture import SIZE
 from cluster.session import session
 from cluster.store import read_url
 from cluster.stream import require_embeddings
-from cluster.train import Recipe, TrainJob, TrainOptions, plan_training, train
+from cluster.train import train
+from cluster.train_job import Recipe, TrainJob, TrainOptions, plan_training
 from facemae.masking import count_visible
 from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.training import LossConfig
@@ -94,8 +95,6 @@ class TrainConfig(RayConfig):
     """Steps between metrics."""
     max_failures: int = 3
     """Restarts after a dead worker before training is given up."""
-    stop_at_step: int | None = None
-    """End this run there with a checkpoint; the same command goes on."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def _options(config: TrainConfig) -> TrainOptions:
     if config.gpus_per_worker not in (0, 1):
         raise ValueError(f"--gpus-per-worker {config.gpus_per_worker}: a training worker has one GPU or none")
     use_gpu = config.gpus_per_worker == 1
-    same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "grid_every", "log_every", "max_failures", "stop_at_step")
+    same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "grid_every", "log_every", "max_failures")
     return TrainOptions(
         num_workers=config.num_workers or _fitting_workers(config),
         use_gpu=use_gpu,
@@ -183,9 +182,6 @@ def _deepspeed(path: str) -> Mapping[str, Any]:
 
 def _summary(config: TrainConfig, job: TrainJob, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Print what was trained, where it is, and what to run next."""
-    if "stopped" in result:
-        print(f"stopped at step {result['stopped']} of {job.steps}, with a checkpoint; the same command without --stop-at-step goes on")
-        return {"url": job.output, "stopped": result["stopped"], "steps": job.steps, "seconds": seconds}
     terms = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if name != "lr")
     print(f"{result['samples']} images in {result['steps']} steps; {terms}")
     print(f"written: {job.output}\nnext:    facemae protect --input {config.data} --output PROTECTED --weights {config.output}")

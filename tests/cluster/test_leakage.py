@@ -80,7 +80,7 @@ def brute_force(queries: Embeddings, gallery: Embeddings, *, leave_out_own: bool
 
 
 def search(
-    queries: EmbeddedSet, gallery_set: EmbeddedSet, output: Dataset, num_actors: int = 2, num_workers: int = 1
+    queries: EmbeddedSet, gallery_set: EmbeddedSet, output: Dataset, num_actors: int = 1, num_workers: int = 1
 ) -> tuple[StageResult, dict[str, tuple[Any, ...]]]:
     """Run a search; its rows by key."""
     with Gallery(gallery_set.dataset, DIM, GalleryOptions(num_actors=num_actors)) as gallery:
@@ -106,7 +106,7 @@ def test_protected_to_original_equals_brute_force(ray_session: None, tmp_path: P
     gallery_set = write_set(tmp_path / "original", originals, gaps=unmeasured)
     queries = write_set(tmp_path / "protected", protected, gaps={"k0007"})
     output = Dataset(str(tmp_path / "ranks"), ".parquet")
-    result, rows = search(queries, gallery_set, output, num_actors=1)
+    result, rows = search(queries, gallery_set, output)
     embedded = [row for row, key in enumerate(originals.keys) if key not in unmeasured]
     kept = Embeddings([originals.keys[row] for row in embedded], originals.identities[embedded], originals.vectors[embedded])
     expected = brute_force(protected, kept, leave_out_own=False)
@@ -165,7 +165,7 @@ def test_resume_does_only_what_is_missing(ray_session: None, tmp_path: Path) -> 
     _, first = search(queries, gallery_set, output)
     for shard in ("00001", "00003"):
         output.store.delete(f"manifests/{shard}.json")
-    result, second = search(queries, gallery_set, output, num_actors=1)
+    result, second = search(queries, gallery_set, output)
     assert (result.committed, result.resumed) == (2, 3)
     assert_rows_equal(second, first)
 

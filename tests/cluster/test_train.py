@@ -23,9 +23,11 @@ from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embed import EmbedProcessor
 from cluster.picture import encode
 from cluster.processor import Unit
+from cluster.scheduler import Interrupted
 from cluster.shard import Sample, ShardWriter
 from cluster.store import StoreError, open_store
-from cluster.train import Recipe, TrainError, TrainJob, TrainOptions, merge_deepspeed, plan_training, train
+from cluster.train import train
+from cluster.train_job import Recipe, TrainError, TrainJob, TrainOptions, merge_deepspeed, plan_training
 from cluster.weights import local_weights
 from facemae.model import MaskedAutoencoder
 from facemae.recognizer.compact import CompactNet
@@ -99,7 +101,7 @@ def weights(url: str) -> dict[str, torch.Tensor]:
 
 
 class Killer(threading.Thread):
-    """Kills one training worker once the run has a checkpoint."""
+    """Kills one training worker once the run has a checkpoint, and asks the run to stop while the group restarts."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -113,6 +115,7 @@ class Killer(threading.Thread):
             if process.name().startswith("ray::RayTrainW"):
                 self.killed = process.pid
                 os.kill(process.pid, signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
@@ -123,10 +126,11 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
     assert calm["steps"] == 8
     assert calm["samples"] == 120
 
-    moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, stop_at_step=6, grid_every=3, max_failures=2)
+    moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, grid_every=3, max_failures=2)
     killer = Killer(s3_root)
     killer.start()
-    assert train(moved) == {"stopped": 6}
+    with pytest.raises(Interrupted, match=r"stopped at step [3-7] of 8"):
+        train(moved)
     assert killer.killed
     with pytest.raises(TrainError, match=r"checkpoints of other settings \(lr: 0\.01 there, 0\.5 now\)"):
         train(plan(folder, s3_root, workers=1, stage=1, recipe={"lr": 0.5}))

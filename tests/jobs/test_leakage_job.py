@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cluster.dataset import Dataset
 from cluster.embedding import Embeddings, read_embeddings
+from facemae.leakage import Curve, Leakage
 from jobs import embed, ingest, protect
-from jobs.leakage import main
+from jobs.leakage import _report, _table, main
 
 DIM = 24
 
@@ -65,23 +67,19 @@ def hits(queries: Embeddings, gallery: Embeddings, *, other_images: bool, own: b
 
 def test_the_job_equals_brute_force(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     original, protected = roots
-    files = [str(write_recognizer(tmp_path / f"{name}.onnx", seed)) for seed, name in enumerate(["alpha", "beta"])]
-    output = tmp_path / "leakage"
-    command = ["--original", original, "--protected", protected, "--recognizer", *files, "--output", str(output), "--num-workers", "1"]
+    file, output = str(write_recognizer(tmp_path / "alpha.onnx", 0)), tmp_path / "leakage"
+    command = ["--original", original, "--protected", protected, "--recognizer", file, "--output", str(output), "--num-workers", "1"]
     assert main(command) == 0
     report = json.loads((output / "leakage.json").read_bytes(), parse_constant=pytest.fail)
-    assert (report["schema"], report["search"], report["depth"]) == (1, "exact", 10)
+    assert (report["schema"], report["search"], report["depth"], report["worst_attacker"]) == (1, "exact", 10, "alpha")
     assert report["protected"]["parent"]["fingerprint"] == report["original"]["fingerprint"]
-    assert {attacker["recognizer"]["name"] for attacker in report["attackers"]} == {"alpha", "beta"}
-    assert report["worst_attacker"] == report["attackers"][0]["recognizer"]["name"]
-    for attacker in report["attackers"]:
-        _check_attacker(attacker, original, protected)
-        assert list((output / attacker["leakage"]["ranks"]).glob("*.parquet"))
-    printed = capsys.readouterr().out
-    assert f"worst attacker: {report['worst_attacker']}" in printed
-    assert f"next:    facemae report --output {output}" in printed
-    first = report["attackers"][0]["leakage"]["image"]
+    assert "none" in json.dumps(report["protected"]["config"])
+    (attacker,) = report["attackers"]
+    _check_attacker(attacker, original, protected)
+    assert len(list((output / attacker["leakage"]["ranks"]).glob("*.parquet"))) == 3
+    printed, first = capsys.readouterr().out, attacker["leakage"]["image"]
     assert f"{100 * first['cmc'][0]:.2f} [{100 * first['low'][0]:.2f}, {100 * first['high'][0]:.2f}]" in printed
+    assert f"next:    facemae report --output {output}" in printed
     before = (output / "leakage.json").read_bytes()
     assert main(command) == 0
     assert (output / "leakage.json").read_bytes() == before, "a second run finds everything done and says the same"
@@ -101,6 +99,24 @@ def _check_attacker(attacker: dict[str, Any], original: str, protected: str) -> 
     assert (leakage["images"], leakage["queries"], leakage["left_out"], leakage["gallery"]) == (48, 48, 0, 48)
     assert leakage["identity"]["chance"][0] == pytest.approx(3 / 47)
     assert sum(leakage["histograms"]["mate"]) == 48
+
+
+def test_the_worst_attacker_leads() -> None:
+    def attacker(name: str, image: int, identity: int, left_out: int = 0) -> dict[str, Any]:
+        labels = np.arange(40) // 2
+        curves = [Curve.of(np.where(np.arange(40) < hits, 1, 0), labels, others) for hits, others in ((image, None), (identity, labels))]
+        none = Curve.of(np.full(40, -1), labels)
+        leakage, reference = Leakage(*curves).to_json(50), Leakage(none, none).to_json(50)
+        return {"recognizer": {"name": name}, "leakage": {**leakage, "left_out": left_out}, "reference": reference, "utility": reference}
+
+    sets = {"original": {"samples": 50}, "protected": {"samples": 40}}
+    report = _report(sets, [attacker("mild", 2, 9), attacker("worst", 4, 3, left_out=7), attacker("weak", 2, 1)])
+    assert [one["recognizer"]["name"] for one in report["attackers"]] == ["worst", "mild", "weak"]
+    assert report["worst_attacker"] == "worst"
+    lines = list(_table(report))
+    assert re.search(r"^worst +the same image +10\.00 \[3\.96, 23\.05\] +10\.00 +10\.00 +2\.00 +-$", lines[2])
+    assert "no identity has two images" in lines[4]
+    assert any(line.startswith("worst: 7 protected images have no rank") for line in lines)
 
 
 def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

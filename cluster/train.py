@@ -109,7 +109,8 @@ def _tell_of_missing_resources(job: TrainJob) -> None:
 def _run_group(job: TrainJob, board: Any, done: Future[None]) -> None:
     """Run the workers to their end, and say through ``done`` how it was."""
     try:
-        done.set_result(_fit(job, board))
+        _fit(job, board)
+        done.set_result(None)
     except BaseException as error:
         done.set_exception(error)
 

@@ -19,7 +19,7 @@ from jobs.report_data import Attacker, Bins, CurveData
 
 PALETTE = {"--ink": "#010101", "--muted": "#010102", "--line": "#010103", "--leak": "#010104", "--real": "#010105", "--use": "#010106"}
 """CSS variable -> the colour that stands for it while matplotlib draws."""
-CMC_SIZE, HISTOGRAM_SIZE = (4.4, 2.9), (3.4, 2.4)
+CMC_SIZE, HISTOGRAM_SIZE = (3.8, 2.6), (3.4, 2.4)
 """Inches; the page scales them to their columns, so that text is of one size."""
 MAX_TICKS = 6
 MAX_BINS = 60

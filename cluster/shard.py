@@ -146,7 +146,7 @@ def _sample(key: str, parts: dict[str, memoryview]) -> Sample | Rejected:
     text = bytes(label[:32]).strip()
     if len(label) > 32 or not text.isdigit() or int(text) >= 1 << 63:
         return Rejected(key, "bad-label", f"the .cls member is no integer from 0 to 2**63 - 1: {text[:20]!r}", size)
-    return Sample(key, image, int(text), _source(parts.get("json", memoryview(b""))))
+    return Sample(key, image, int(text), _source(parts["json"]) if "json" in parts else None)
 
 
 def _source(data: memoryview) -> str | None:
@@ -240,7 +240,7 @@ def _require_checksum(header: bytes, offset: int) -> None:
 
 def _octal(field: bytes, offset: int) -> int:
     text = field.strip(b"\0 ") or b"0"
-    if not set(text) <= set(b"01234567"):  # int() would take a sign, and a negative size walks backwards for ever
+    if text.strip(b"01234567"):  # int() would take a sign, and a negative size walks backwards for ever
         raise ShardError(f"the tar header at byte {offset} is damaged: {field!r} is no octal number")
     return int(text, 8)
 

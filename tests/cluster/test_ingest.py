@@ -143,23 +143,23 @@ def test_the_source_stands_in_the_json(tmp_path: Path, make_dataset: Make):
     }
 
 
-def test_records_become_a_data_set(tmp_path: Path, any_root: str, make_dataset: Make):
+def test_records_become_a_data_set(any_root: str, make_dataset: Make):
     images = [(i // 4, jpeg(i)) for i in range(10)]
     images[3] = (0, b"no jpeg")
     images[7] = (0.5, jpeg(7))  # type: ignore[call-overload]
     written = insightface(images)
     data = bytearray(written.rec)
     data[written.starts[10]] ^= 1
-    url = str(tmp_path / "train.rec")
-    write_files(tmp_path, {"train.rec": bytes(data), "train.idx": written.idx})
-    dataset = make_dataset(any_root, url, shard_size=3)
+    for name, content in {"train.rec": bytes(data), "train.idx": written.idx}.items():
+        open_store(any_root).put(f"in/{name}", content)
+    dataset = make_dataset(f"{any_root}/out", f"{any_root}/in/train.rec", shard_size=3)
     good = [i for i in range(10) if i not in (3, 7, 9)]
     assert_sound(dataset, len(good), 3)
     assert [(s.source, s.identity, s.image) for s in samples_of(dataset)] == [(f"record {i + 1}", i // 4, jpeg(i)) for i in good]
     assert [row.reason for row in ledger_of(dataset)] == ["not-an-image", "bad-label", "damaged-record"]
 
 
-def test_tars_become_a_data_set_and_a_cut_one_is_a_row(tmp_path: Path, any_root: str, make_dataset: Make):
+def test_tars_become_a_data_set_and_a_cut_one_is_a_row(any_root: str, make_dataset: Make):
     store = open_store(any_root)
     for part in range(3):
         writer = ShardWriter()

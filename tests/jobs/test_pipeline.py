@@ -1,0 +1,81 @@
+"""The product's spine, end to end on S3: ingest, pretrain, embed, train, protect, leakage, report, verify; then once more, resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.dataset import Dataset
+from cluster.seaweedfs import Endpoint
+from jobs import pipeline
+from jobs.command import UsageError, from_mapping
+from jobs.pipeline import PipelineConfig
+
+CONTENT = {
+    "recognizer": "inside",
+    "attackers": ["attacker"],
+    "training": {"source": "synthetic:ids=12,images=8,seed=1", "shard_size": 48},
+    "original": {"source": "synthetic:ids=10,images=6,seed=2", "shard_size": 30},
+    "pretrain": {
+        "inside": {"steps": 4, "batch_size": 32, "width": 8},
+        "attacker": {"steps": 4, "batch_size": 32, "width": 8, "block": "plain"},
+    },
+    "train": {"architecture": "facemae_tiny_patch16_112", "batch_size": 16, "samples": 48, "grid_every": 0, "num_workers": 1},
+    "num_workers": 2,
+}
+
+
+def _config(root: str, folder: Path, **changes: object) -> PipelineConfig:
+    return from_mapping(PipelineConfig, {"root": root, "folder": str(folder), **CONTENT, **changes}, where="test", complete=True)
+
+
+@pytest.mark.s3
+def test_the_whole_path_and_its_resume(s3_server: Endpoint, s3_root: str, tmp_path: Path, ray_session: None) -> None:
+    config = _config(s3_root, tmp_path)
+    first = pipeline.run(config)
+    assert first["protect"]["samples_in"] == first["protect"]["samples"] == 60
+    assert first["failed_shards"] == []
+    page = (tmp_path / "leakage" / "report.html").read_text()
+    assert "60" in page
+    report = json.loads((tmp_path / "leakage" / "leakage.json").read_text())
+    assert report["protected"]["samples"] == 60
+    lineage = Dataset(f"{s3_root}/protected").description()["lineage"]
+    assert lineage["parent"]["fingerprint"] == Dataset(f"{s3_root}/original").description()["lineage"]["fingerprint"]
+    manifests = {name: Dataset(f"{s3_root}/{name}").manifests() for name in ("training", "original", "protected")}
+    pipeline.run(config)
+    assert {name: Dataset(f"{s3_root}/{name}").manifests() for name in manifests} == manifests, "nothing was made twice"
+    _assert_nothing_leaks(s3_server.secret_key.encode(), s3_root, tmp_path)
+
+
+def _assert_nothing_leaks(secret: bytes, root: str, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        assert not path.is_file() or secret not in path.read_bytes(), path
+    store = Dataset(root).store
+    for stored in store.list():
+        data = store.get(stored.key)
+        assert secret not in data, stored.key
+        assert not stored.key.startswith("protected/") or b"synthetic image" not in data, "an origin reached the protected set"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"losss": "mse"}}, "section train: unknown field 'losss'"),
+        ({"original": {}}, "section original: the field 'source' is missing"),
+        ({"attackers": ["inside"]}, "sits in the loss and attacks too"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_the_first_step(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises((UsageError, ValueError), match=message):
+        pipeline.run(_config(str(tmp_path / "root"), tmp_path, **changes))
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_demo_s_file_is_a_valid_pipeline(tmp_path: Path) -> None:
+    content = yaml.safe_load((Path(pipeline.__file__).parent / "demo.yaml").read_text())
+    steps = [name for name, _, _ in pipeline.plan(from_mapping(PipelineConfig, content, where="demo.yaml", complete=True))]
+    assert steps[:2] == ["training", "pretrain inside"]
+    assert steps[-1] == "verify protected"

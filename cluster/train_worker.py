@@ -114,7 +114,9 @@ class Trainer:
             load_weights(model, start)
         optimizer = torch.optim.AdamW(param_groups(model, recipe.weight_decay), lr=0.0, betas=BETAS)
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(self.job.deepspeed), dist_init_required=False)[0]
-        if engine.bfloat16_enabled():
+        if engine.bfloat16_enabled():  # DeepSpeed casts the parameters; positions and pictures must follow
+            for buffer in engine.module.buffers():
+                buffer.data = buffer.data.bfloat16()
             engine.module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16(), *inputs[1:]))
         load_optimizer(engine, start)
         return engine

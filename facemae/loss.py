@@ -159,7 +159,7 @@ class ReconstructionLoss(nn.Module):
             terms = self._terms(images, reconstruction.float(), fake, real)
         world_size, share = _world_size(), _share_of_rows(images)
         weights = {name: getattr(self.config, name) for name in terms}
-        factors = {name: 1 if name == "relation" else world_size * share for name in terms}
+        factors = {name: world_size if name == "relation" else world_size * share for name in terms}
         loss = torch.stack([weights[name] * factors[name] * term for name, term in terms.items()]).sum()
         metrics = {name: term.detach() for name, term in terms.items()}
         metrics["loss"] = torch.stack([weights[name] * term for name, term in metrics.items()]).sum()

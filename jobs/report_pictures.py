@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -38,22 +39,21 @@ class Picture:
 
 
 def choose_pictures(measurement: Measurement, output: str, count: int, seed: int) -> list[Picture]:
-    """Samples in the order of a seeded hash of shard and key, one of each identity first.
+    """Samples by turns from a few shards, in the order of a seeded hash, each shard's identities one by one first.
 
     Raises:
         StoreError, ShardError, PictureError: one of the two image sets cannot be read, or is not the one that was measured.
     """
     originals, protected = (require_measured_state(found) for found in (measurement.original, measurement.protected))
     names = sorted(set(originals.names()) & set(protected.names()), key=lambda name: _order(seed, name))
-    quota = -(-count // max(1, min(SHARDS, len(names))))
-    pictures: list[Picture] = []
+    shards: list[list[Picture]] = []
     for name in names:
-        if len(pictures) >= count:
+        if len(shards) >= SHARDS and sum(map(len, shards)) >= count:
             break
-        pairs = _pairs(originals, protected, name, min(quota, count - len(pictures)), seed)
         ranks = _ranks(measurement, output, name)
-        pictures += [_picture(before, after, measurement, ranks) for before, after in pairs]
-    return pictures
+        shards.append([_picture(before, after, measurement, ranks) for before, after in _pairs(originals, protected, name, count, seed)])
+    turns = chain.from_iterable(zip_longest(*shards))
+    return [picture for picture in turns if picture is not None][:count]
 
 
 def mask_picture(picture: np.ndarray, key: str, patch_size: int, mask_ratio: float, seed: int) -> np.ndarray:
@@ -113,6 +113,3 @@ def _uri(jpeg: bytes) -> str:
 
 def _order(seed: int, name: str) -> bytes:
     return sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
-
-
-__all__: Sequence[str] = ["Picture", "choose_pictures", "mask_picture"]

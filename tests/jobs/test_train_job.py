@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_train_to_weights_that_protect(
     ray_session: None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}, "gradient_clipping": 0.5}))
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": True}, "gradient_clipping": 0.5}))
     monkeypatch.chdir(tmp_path)  # relative paths mean this folder also in the workers
     data = os.path.relpath(folder / "data")
     flags = ["--data", data, "--output", "run", "--loss", "mse", "--deepspeed", "ds.json", "--num-workers", "2", "--epochs", "1"]

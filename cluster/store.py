@@ -166,6 +166,7 @@ class LocalStore:
                     os.link(temporary, path)
                 else:
                     os.replace(temporary, path)
+                _sync_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -205,6 +206,15 @@ class LocalStore:
         except OSError as error:
             fatal = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTSUP, errno.ENAMETOOLONG)
             raise StoreError(f"{self.url}/{key}: {error.strerror}", fatal=fatal) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name last through a power cut, so that no manifest outlives the data that it names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, zip_longest
+from typing import Any
 
 import numpy as np
 
@@ -95,16 +96,20 @@ def _ranks(measurement: Measurement, output: str, shard: str) -> Mapping[str, in
 
 def _picture(before: Sample, after: Sample, measurement: Measurement, ranks: Mapping[str, int]) -> Picture:
     original = decode(before.image)
-    options = measurement.protected.protection
-    found = re.search(rf"_patch(\d+)_{SIZE}$", str(options.get("architecture")))
-    masked = None
-    if options.get("method") == "facemae" and found and SIZE % int(found[1]) == 0:
-        hidden = mask_picture(original, before.key, int(found[1]), float(options["mask_ratio"]), int(options["seed"]))
-        masked = _uri(encode(hidden))
+    masking = _masking(measurement.protected.protection)
+    masked = _uri(encode(mask_picture(original, before.key, *masking))) if masking else None
     rank = ranks.get(before.key, UNDEFINED)
     told = {UNDEFINED: "", BEYOND: f"not among the {measurement.depth} nearest", 1: "traced: nearest of all"}
     # encoded anew: an original's own bytes may carry EXIF, with the place where it was taken
     return Picture(before.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank}"))
+
+
+def _masking(protection: Mapping[str, Any]) -> tuple[int, float, int] | None:
+    """Patch size, mask ratio and seed of a protection that hides patches, from its own description."""
+    found = re.search(rf"_patch(\d+)_{SIZE}$", str(protection.get("architecture")))
+    if protection.get("method") != "facemae" or not found or not {"mask_ratio", "seed"} <= protection.keys():
+        return None
+    return int(found[1]), float(protection["mask_ratio"]), int(protection["seed"])
 
 
 def _uri(jpeg: bytes) -> str:

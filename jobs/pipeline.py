@@ -81,6 +81,8 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))
     ray, pair = {"num_workers": config.num_workers}, {"original": original, "protected": protected}
 
+    lineage = weights if config.protect.get("method", "facemae") == "facemae" else None
+
     def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:
         return where, module, from_mapping(kind, {**roots, **section}, where=f"section {where}", complete=True)
 
@@ -95,7 +97,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
         job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
         job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=weights, **ray),
         job(leakage, leakage.LeakageConfig, config.leakage, "leakage", **pair, recognizer=attackers, output=results, **ray),
-        job(report, report.ReportConfig, config.report, "report", output=results),
+        job(report, report.ReportConfig, config.report, "report", output=results, weights=lineage),
         job(verify, verify.VerifyConfig, {}, "verify original", root=original),
         job(verify, verify.VerifyConfig, {}, "verify protected", root=protected),
     ]

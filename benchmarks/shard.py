@@ -1,6 +1,6 @@
 """Reading a shard: our header walk beside tarfile and webdataset, the same bytes, one process, one thread.
 
-    python benchmarks/shard.py [--samples 5000] [--json FILE]
+python benchmarks/shard.py [--samples 5000] [--json FILE]
 """
 
 from __future__ import annotations

@@ -63,8 +63,9 @@ def parse(kind: type[ConfigT], arguments: Sequence[str], program: str) -> Config
     rest, file = _take_config(arguments)
     epilog = "--config FILE.yaml gives the same fields as a file (names with _ for -); flags override it."
     description = f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{epilog}"
-    default = from_mapping(kind, _load(file), where=file) if file else None
-    return tyro.cli(kind, prog=program, args=rest, description=description, **({"default": default} if default else {}))
+    if file is None:
+        return tyro.cli(kind, prog=program, args=rest, description=description)
+    return tyro.cli(kind, prog=program, args=rest, description=description, default=from_mapping(kind, _load(file), where=file))
 
 
 def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str, complete: bool = False) -> ConfigT:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -67,7 +68,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     net = CompactNet(config.dim, config.width, config.block)
     plan = Plan(read_counts(dataset), config.batch_size, images_per_identity=2, lanes=min(4, config.batch_size // 2), seed=config.seed)
     stream = Stream(dataset, plan)
-    batches = ((batch.images, batch.identities) for batch in stream.batches(0, config.steps))
+    batches = ((np.asarray(batch.images), np.asarray(batch.identities)) for batch in stream.batches(0, config.steps))
     with tqdm(total=config.steps, desc=f"pretrain ({output.stem})", unit=" steps", mininterval=0.5 if sys.stderr.isatty() else 5) as bar:
 
         def show(step: int, loss: float, _lr: float) -> None:

@@ -38,9 +38,7 @@ class CompactNet(nn.Module):
         self.dim = dim
         stage = _STAGES[block]
         self.stem = nn.Sequential(nn.AvgPool2d(2), _convolution(3, width // 2, stride=2), nn.PReLU(width // 2))
-        self.stages = nn.Sequential(
-            stage(width // 2, width, 2), stage(width, 2 * width, 2), stage(2 * width, 2 * width, 1)
-        )
+        self.stages = nn.Sequential(stage(width // 2, width, 2), stage(width, 2 * width, 2), stage(2 * width, 2 * width, 1))
         self.head = nn.Sequential(
             _convolution(2 * width, 2 * width, kernel=7, padding=0, groups=2 * width),
             nn.Flatten(),
@@ -65,9 +63,7 @@ class _Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _convolution(inputs, outputs, stride=stride), nn.PReLU(outputs), _convolution(outputs, outputs)
-        )
+        self.body = nn.Sequential(_convolution(inputs, outputs, stride=stride), nn.PReLU(outputs), _convolution(outputs, outputs))
         same = stride == 1 and inputs == outputs
         pooled = nn.Sequential(nn.AvgPool2d(stride), _convolution(inputs, outputs, kernel=1, padding=0))
         self.shortcut = nn.Identity() if same else pooled
@@ -100,9 +96,7 @@ def _plain(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(_convolution(inputs, outputs, stride=stride), nn.PReLU(outputs))
 
 
-def _convolution(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1, groups: int = 1
-) -> nn.Module:
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1, groups: int = 1) -> nn.Module:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 

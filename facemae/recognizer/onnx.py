@@ -146,9 +146,7 @@ class OnnxRecognizer:
             ValueError: other pictures than that, or a picture whose embedding is zero or not finite.
         """
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (112, 112, 3):
-            raise ValueError(
-                f"{self.name}: pictures must be uint8 (N, 112, 112, 3), not {pictures.dtype} {pictures.shape}"
-            )
+            raise ValueError(f"{self.name}: pictures must be uint8 (N, 112, 112, 3), not {pictures.dtype} {pictures.shape}")
         rows = np.empty((len(pictures), self.dim), dtype=np.float32)
 
         def embed_tile(start: int) -> None:
@@ -221,9 +219,7 @@ class OnnxRecognizer:
         return rows / lengths
 
 
-def _rebuild(
-    model: bytes, name: str, mean: Triple, std: Triple, device: str, threads: int, source: str
-) -> OnnxRecognizer:
+def _rebuild(model: bytes, name: str, mean: Triple, std: Triple, device: str, threads: int, source: str) -> OnnxRecognizer:
     return OnnxRecognizer(model, name, mean, std, device=device, threads=threads, source=source)
 
 

@@ -73,9 +73,7 @@ def fit_recognizer(
         labels = torch.from_numpy(classes).to(device)
         loss = functional.cross_entropy(head(net(_images(pictures, flip, generator, device)), labels), labels)
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {float(loss.detach())} at step {step} of {steps}: lower lr ({lr}) or give a warmup"
-            )
+            raise ValueError(f"the loss is {float(loss.detach())} at step {step} of {steps}: lower lr ({lr}) or give a warmup")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -86,9 +84,7 @@ def fit_recognizer(
     return head
 
 
-def _next_batch(
-    source: Iterator[tuple[np.ndarray, np.ndarray]], step: int, steps: int, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _next_batch(source: Iterator[tuple[np.ndarray, np.ndarray]], step: int, steps: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The next batch of the iterator, its labels checked before they index the head's centres."""
     try:
         pictures, classes = next(source)

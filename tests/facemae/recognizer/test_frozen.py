@@ -55,9 +55,7 @@ def test_always_in_eval_mode(tmp_path, noise_pictures):
     parent = nn.Sequential(recognizer.differentiable())
     parent.train()
     assert not any(module.training for module in parent[0].modules())
-    np.testing.assert_allclose(
-        parent(to_images(noise_pictures))[0].numpy(), recognizer.embed(noise_pictures), atol=1e-5
-    )
+    np.testing.assert_allclose(parent(to_images(noise_pictures))[0].numpy(), recognizer.embed(noise_pictures), atol=1e-5)
 
 
 def test_layers_against_onnxruntime(compact_file, recognizer, noise_pictures):
@@ -73,9 +71,7 @@ def test_layers_against_onnxruntime(compact_file, recognizer, noise_pictures):
     assert len(features) == 2
     for feature, value in zip(features, values, strict=True):
         expected = value.reshape(len(value), -1)
-        np.testing.assert_allclose(
-            feature.numpy(), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5
-        )
+        np.testing.assert_allclose(feature.numpy(), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_an_unknown_layer_lists_those_there_are(recognizer):

@@ -110,7 +110,7 @@ def run_stage(
         in_flight=options.in_flight,
         max_failures=options.max_failures,
     )
-    with Progress(name, units, committed) as progress, _draining(scheduler.stop):
+    with Progress(name, units, committed) as progress, draining(scheduler.stop):
         for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
             samples += manifest.samples
             progress.advance(manifest)
@@ -174,7 +174,7 @@ def _require_own_work(output: Dataset, manifests: Sequence[Manifest], mark: str)
 
 
 @contextmanager
-def _draining(stop: threading.Event) -> Iterator[None]:
+def draining(stop: threading.Event) -> Iterator[None]:
     """SIGTERM and SIGINT ask the stage to finish what is in hand; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread: a job that runs elsewhere is stopped by its owner

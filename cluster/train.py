@@ -25,7 +25,7 @@ import ray
 from tqdm import tqdm
 
 from cluster.scheduler import Interrupted
-from cluster.stage import _draining
+from cluster.stage import draining
 from cluster.store import NotFound, Store, open_store, require_conditional_put
 from cluster.train_job import TrainError, TrainJob
 
@@ -81,7 +81,7 @@ def train(job: TrainJob) -> dict[str, Any]:
     _tell_of_missing_resources(job)
     group: Future[None] = Future()
     try:
-        with _draining(stop):
+        with draining(stop):
             # Ray Train runs in a thread of its own: in the main one it would take the signals for itself
             threading.Thread(target=_run_group, args=(job, board, group), daemon=True).start()
             progress = _show(board, job, stop, group)

@@ -119,7 +119,7 @@ def test_a_wrong_conversion_is_noticed(recognizer, monkeypatch):
         def forward(self, images):
             return (images.mean((2, 3)).repeat(1, 11)[:, :32],)
 
-    monkeypatch.setattr("facemae.recognizer.onnx.convert_graph", lambda *_: Other())
+    monkeypatch.setattr("facemae.recognizer.frozen.convert_graph", lambda *_: Other())
     with pytest.raises(ValueError, match=r"compact\.onnx: .*differs from onnxruntime"):
         recognizer.differentiable()
 

@@ -141,18 +141,15 @@ def _ray_data(root: str, method: str, options: Options, workers: int) -> float:
     try:
         started = time.perf_counter()
         data = ray.data.read_webdataset(shards, suffixes=["jpg", "cls"])
-        data = data.map_batches(_RayDataProtect, fn_constructor_args=(method, options), batch_size=64, compute=_pool(workers))
+        # half a core an actor: readers and writers are tasks that need CPU too, and actors on every core would starve them for good
+        pool = ray.data.ActorPoolStrategy(size=workers)
+        data = data.map_batches(_RayDataProtect, fn_constructor_args=(method, options), batch_size=64, compute=pool, num_cpus=0.5)
         data.write_webdataset(folder)
         seconds = time.perf_counter() - started
         _require_all(folder, count)
         return count / seconds
     finally:
         shutil.rmtree(folder)
-
-
-def _pool(workers: int) -> object:
-    # its readers and writers are tasks that need CPU too: actors that took every core would starve them for good
-    return ray.data.ActorPoolStrategy(size=max(1, workers - 1))
 
 
 def _require_all(folder: str, count: int) -> None:

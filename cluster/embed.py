@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.lookahead import decoded
+from cluster.lookahead import codec_pool, decoded
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, read_samples
 from facemae.recognizer.onnx import OnnxRecognizer
@@ -51,7 +50,7 @@ class EmbedProcessor(Processor[Unit]):
         """Load the recogniser."""
         self._input = Dataset(self._input_url)
         self._recognizer = self._recognizer.on(self._device, threads)
-        self._pool, self._ahead = ThreadPoolExecutor(threads), threads + 1
+        self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:
         """The shard of pictures."""
@@ -60,7 +59,7 @@ class EmbedProcessor(Processor[Unit]):
     def compute(self, unit: Unit, fetched: bytes) -> ShardData:
         """The shard of embeddings."""
         samples, vectors, rejected = list[Sample](), list[np.ndarray](), list[Rejected]()
-        for batch in decoded(read_samples(fetched) if fetched else (), self._batch_size, self._pool, self._ahead):
+        for batch in decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead):
             rejected += batch.rejected
             if batch.samples:
                 samples += batch.samples

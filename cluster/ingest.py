@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.dataset import Labels, ShardData
-from cluster.lookahead import ahead_map, chunks
+from cluster.lookahead import ahead_map, chunks, codec_pool
 from cluster.picture import SIZE, PictureError, align
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter
@@ -35,7 +34,7 @@ class IngestProcessor(Processor[Unit]):
 
     def open(self, threads: int) -> None:
         """Start the codec threads."""
-        self._pool, self._ahead = ThreadPoolExecutor(threads), threads + 1
+        self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> Any:
         """What the source reads for this unit."""

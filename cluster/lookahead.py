@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -27,13 +27,22 @@ class Batch:
     rejected: Sequence[Rejected]
 
 
-def decoded(samples: Iterable[Sample | Rejected], batch_size: int, pool: Executor, ahead: int) -> Iterator[Batch]:
+def decoded(samples: Iterable[Sample | Rejected], batch_size: int, pool: Executor | None, ahead: int) -> Iterator[Batch]:
     """Batches of at most ``batch_size`` samples in order, decoded in ``pool`` up to ``ahead`` batches before they are asked for."""
     return ahead_map(pool, _decode_batch, chunks(samples, batch_size), ahead)
 
 
-def ahead_map(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``map`` in a pool, in order, with at most ``ahead`` results waiting: memory is bounded, unlike ``Executor.map``'s."""
+def codec_pool(threads: int) -> Executor | None:
+    """Threads that decode and encode beside the device; none for a worker of one core, where they would only take turns with it."""
+    return ThreadPoolExecutor(threads, "codec") if threads > 1 else None
+
+
+def ahead_map(pool: Executor | None, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """``map`` in a pool, in order, with at most ``ahead`` results waiting: memory is bounded, unlike ``Executor.map``'s. Without a pool
+    each result is made when it is asked for."""
+    if pool is None:
+        yield from map(function, items)
+        return
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

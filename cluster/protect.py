@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import ray
 
 from cluster.dataset import Dataset, Labels, ShardData
-from cluster.lookahead import Batch, ahead_map, decoded
+from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import JPEG_QUALITY, encode
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter, read_samples
@@ -64,7 +63,7 @@ class ProtectProcessor(Processor[Unit]):
         """Load the protection and start the codec threads."""
         self._input = Dataset(self._input_url)
         self._protection = load_protection(self._method, self._options)
-        self._pool, self._ahead = ThreadPoolExecutor(threads), threads + 1
+        self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:
         """The original shard."""
@@ -73,7 +72,7 @@ class ProtectProcessor(Processor[Unit]):
     def compute(self, unit: Unit, fetched: bytes) -> ShardData:
         """The protected shard: the same keys and labels in the same order."""
         writer, rejected = ShardWriter(), list[Rejected]()
-        batches = decoded(read_samples(fetched) if fetched else (), self._batch_size, self._pool, self._ahead)
+        batches = decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead)
         protected = (self._protect(batch) for batch in batches)
         for samples, refused in ahead_map(self._pool, _encode_batch, protected, self._ahead):
             rejected += refused

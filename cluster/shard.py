@@ -108,8 +108,9 @@ def read_members(data: bytes | memoryview) -> Iterator[Member]:
     raise ShardError(f"the tar is cut short: no end-of-archive block after byte {offset}")
 
 
-def read_samples(data: bytes | memoryview) -> Iterator[Sample | Rejected]:
-    """Group a tar's members into samples by key, as WebDataset does (the name up to the first dot of its last part).
+def read_samples(data: bytes | memoryview, *, sources: bool = True) -> Iterator[Sample | Rejected]:
+    """Group a tar's members into samples by key, as WebDataset does (the name up to the first dot of its last part). Without ``sources``
+    the origins of originals are left unread.
 
     A sample that cannot be used comes as a Rejected row, and a key met twice in a row as two samples. Raises ShardError where the tar
     itself is damaged, after the samples that are whole.
@@ -125,7 +126,8 @@ def read_samples(data: bytes | memoryview) -> Iterator[Sample | Rejected]:
                 yield _sample(key, parts)
                 parts = {}
             key = member_key
-            parts[extension] = member.data
+            if sources or extension != "json":
+                parts[extension] = member.data
     except ShardError:
         last = _sample(key, parts) if key is not None else None
         if isinstance(last, Sample):
@@ -225,12 +227,17 @@ def read_ledger(data: bytes) -> list[Rejected]:
     return [Rejected(**row) for row in table.to_pylist()]
 
 
+_OWNER = b"0000644\0" + b"0000000\0" * 2
+_TIME = b"\0" + b"0" * 11 + b"\0"
+_TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_FIXED_SUM = sum(_OWNER + _TIME + _TAIL) + 8 * 32  # the checksum's own field counts as eight spaces
+
+
 def _header(name: str, size: int) -> bytes:
     """A USTAR header of a regular file: mode 0644, owner 0, mtime 0."""
-    head = name.encode().ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"0" * 11 + b"\0"
-    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-    checksum = sum(head) + sum(tail) + 8 * 32  # the checksum's own field counts as eight spaces
-    return head + b"%06o\0 " % checksum + tail
+    field, digits = name.encode(), b"%011o" % size
+    checksum = sum(field) + sum(digits) + _FIXED_SUM
+    return b"".join((field.ljust(100, b"\0"), _OWNER, digits, _TIME, b"%06o\0 " % checksum, _TAIL))
 
 
 def _require_checksum(header: bytes, offset: int) -> None:
@@ -249,8 +256,8 @@ def _octal(field: bytes, offset: int) -> int:
 
 
 def _header_name(header: bytes) -> str:
-    name = header[:100].split(b"\0")[0]
-    prefix = header[345:500].split(b"\0")[0] if header[257:262] == b"ustar" else b""
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0] if header[345] and header[257:262] == b"ustar" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "replace")
 
 

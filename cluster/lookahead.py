@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.picture import PictureError, decode
+from cluster.picture import SIZE, PictureError, decode
 from cluster.shard import Rejected, Sample
 
 T = TypeVar("T")
@@ -60,16 +60,15 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _decode_batch(samples: Sequence[Sample | Rejected]) -> Batch:
-    kept: list[Sample] = []
-    pictures: list[np.ndarray] = []
-    rejected: list[Rejected] = []
+    kept, rejected = list[Sample](), list[Rejected]()
+    pictures = np.empty((len(samples), SIZE, SIZE, 3), np.uint8)
     for sample in samples:
         if isinstance(sample, Rejected):
             rejected.append(sample)
             continue
         try:
-            pictures.append(decode(sample.image))
+            decode(sample.image, pictures[len(kept)])
             kept.append(sample)
         except PictureError as error:
             rejected.append(Rejected(sample.key, error.reason, str(error), len(sample.image), sample.source))
-    return Batch(kept, np.stack(pictures) if pictures else np.empty((0, 112, 112, 3), np.uint8), rejected)
+    return Batch(kept, pictures[: len(kept)], rejected)

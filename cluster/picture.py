@@ -34,15 +34,18 @@ class Aligned:
     kept: bool
 
 
-def decode(jpeg: bytes | memoryview) -> np.ndarray:
+def decode(jpeg: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """An aligned JPEG as uint8 (112, 112, 3) RGB.
+
+    Args:
+        out: where the pixels go, uint8 (112, 112, 3) and contiguous; without it a new array.
 
     Raises:
         PictureError: no JPEG, damaged, or of another size.
     """
     _require_size(*_jpeg_header(jpeg)[:2])
     try:
-        return simplejpeg.decode_jpeg(jpeg, "RGB")
+        return simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out)
     except ValueError as error:
         raise PictureError("damaged-image", f"the JPEG does not decode: {error}") from None
 

@@ -78,6 +78,8 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         StoreError: the URL has another scheme or no bucket.
     """
     text = os.fspath(url)
+    if text.startswith("s3:") and not text.startswith("s3://"):
+        raise StoreError(f"{text} is no S3 URL: write s3://bucket/prefix with two slashes", fatal=True)
     if text.startswith("s3://"):
         return S3Store(text)
     if "://" in text and not text.startswith("file://"):

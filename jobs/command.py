@@ -48,6 +48,13 @@ class RayConfig(Config):
     gpus_per_worker: float = 0.0
     """GPUs of one worker; fractions share a GPU."""
 
+    def __post_init__(self) -> None:
+        # tyro's place holder for a value still to come is no number
+        counts = {name: getattr(self, name) for name in ("num_workers", "cpus_per_worker", "gpus_per_worker")}
+        for name, value in counts.items():
+            if isinstance(value, int | float) and value < 0:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give 0 or more")
+
     def stage_options(self) -> StageOptions:
         """The same as options of a stage."""
         return StageOptions(num_workers=self.num_workers, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=self.gpus_per_worker)

@@ -49,7 +49,9 @@ def run(config: IngestConfig) -> dict[str, Any]:
     output = Dataset(config.output)
     with session(config.address):
         result = run_stage(processor, units, output, name="ingest", kind="images", options=config.stage_options())
-    return print_summary(result, output, next_step=f"facemae protect --input {config.output} --output ... --method facemae --weights RUN")
+    return print_summary(
+        result, output, next_step=f"facemae embed --input {config.output} --recognizer FILE.onnx, or facemae protect --help"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

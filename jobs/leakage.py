@@ -116,7 +116,9 @@ def _lineage(dataset: Dataset) -> dict[str, Any]:
 def _require_origin(lineage: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise GalleryError when the protected set was made from other originals."""
     original, protected = lineage["original"], lineage["protected"]
-    parent = protected.get("parent")
+    parent, source = protected.get("parent"), original.get("parent")
+    if source and source["fingerprint"] == protected["fingerprint"]:
+        raise GalleryError(f"{original['url']} was made from {protected['url']}: --original and --protected are swapped")
     if parent and parent["fingerprint"] != original["fingerprint"]:
         raise GalleryError(
             f"{protected['url']} was made from {parent['url']}, not from {original['url']} as it is now: give its own originals"

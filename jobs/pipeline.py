@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cluster.session import session
 from cluster.store import join_url
 from jobs import embed, ingest, leakage, pretrain, protect, report, train, verify
-from jobs.command import Config, from_mapping, main_of
+from jobs.command import Config, UsageError, from_mapping, main_of
 
 JobT = TypeVar("JobT", bound=Config)
 Section = dict[str, Any]
@@ -36,9 +36,9 @@ class PipelineConfig(Config):
     """ONNX file inside the relation loss, or the name of a section of pretrain."""
     attackers: list[str]
     """ONNX files that attack, or names of sections of pretrain. Never the recogniser of the loss."""
-    training: Section
+    training: Section = field(default_factory=dict)
     """facemae ingest of the people that FaceMAE learns from."""
-    original: Section
+    original: Section = field(default_factory=dict)
     """facemae ingest of the people to protect."""
     pretrain: dict[str, Section] = field(default_factory=dict)
     """facemae pretrain of recognisers, by name, on the training people."""
@@ -84,6 +84,9 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     lineage = weights if config.protect.get("method", "facemae") == "facemae" else None
 
     def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:
+        clash = sorted((set(roots) - set(ray)) & set(section))
+        if clash:
+            raise UsageError(f"section {where}: {clash[0]!r} is filled in by the pipeline: remove it")
         return where, module, from_mapping(kind, {**roots, **section}, where=f"section {where}", complete=True)
 
     steps: list[tuple[str, Any, Config]] = [

@@ -100,7 +100,7 @@ def _told(measurement: Measurement, url: str, *, shows_originals: bool) -> dict[
     """Print where the page is and what it says. Returns the same."""
     title, sentence = conclusion(measurement)
     warning = " (it shows originals: keep it as safe as the data set)" if shows_originals else ""
-    again = "; before passing it on: facemae report --no-pictures" if shows_originals else ""
+    again = f"; before passing it on: facemae report --no-pictures --output {url.rpartition('/')[0]}" if shows_originals else ""
     print(f"{headline(measurement)}\n{title}. {sentence}\nwritten: {url}{warning}\nnext:    open it in a browser{again}")
     return {"url": url, "headline": headline(measurement), "conclusion": title, "utility": measurement.utility}
 

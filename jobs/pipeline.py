@@ -21,8 +21,8 @@ Section = dict[str, Any]
 class PipelineConfig(Config):
     """Ingest, train, protect, embed, measure, report: every step resumes where it was, so run the same command again after a stop.
 
-    Reads: a YAML file whose sections hold the flags of the jobs of the same name (roots are filled in). Everything is checked before the
-    first step starts.
+    Reads: a YAML file whose sections hold the flags of the jobs of the same name (roots are filled in). Names and types are
+    checked before the first step starts.
     Writes: ROOT/training, ROOT/original, ROOT/run, ROOT/protected (folders or s3://), and in the local FOLDER the recognisers that it
     trains, the leakage tables and report.html.
     Next: open FOLDER/leakage/report.html.

@@ -94,3 +94,24 @@ def test_an_unknown_job_and_the_help() -> None:
     failed = subprocess.run([*run, "protekt"], capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2
     assert "the jobs are ingest" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num-workers", "-1"), "give 0 or more"),
+        (("--output", "s3:/bucket/x"), "two slashes"),
+    ],
+)
+def test_values_that_look_right_and_are_not(tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
+    command = [sys.executable, "-m", "jobs", "ingest", "--source", "synthetic:ids=2,images=2", "--output", str(tmp_path / "o"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split()) + done.stdout
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_every_job_explains_itself() -> None:
+    for job in ("ingest", "leakage", "pipeline"):
+        shown = subprocess.run([sys.executable, "-m", "jobs", job, "--help"], capture_output=True, text=True, timeout=60)
+        assert (shown.returncode, "--config" in shown.stdout) == (0, True), job

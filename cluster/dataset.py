@@ -4,16 +4,19 @@
     <root>/index.json                      the tars and their counts, as ``wids`` and other WebDataset readers take them
     <root>/shards/00042-<sha256[:12]>.tar  immutable, named by its content
     <root>/manifests/00042.json            the commit: a shard counts when its manifest exists
-    <root>/quarantine/00042.parquet        what was left out of the shard, with the reason
+    <root>/quarantine/00042-<sha256[:12]>.parquet   what was left out of the shard, with the reason
+    <root>/attempts/00001.json             who worked on it, and whether they still do (cluster/attempt.py)
     <root>/embeddings/<recogniser>/        a data set of the same layout whose shards are parquet
 
 A manifest is written by one conditional PUT, so of any number of live attempts exactly one commits a shard. The data is there before
 its manifest and never changes after it. For every shard and for the whole, samples in = samples out + quarantined.
+
+A data object may be deleted only while a manifest of its shard exists that does not name it: manifests are never written twice, so none
+can come to name it later. That is what makes both a loser's tidying up and ``facemae verify --clean`` safe at any moment.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cluster.shard import Rejected, ShardError, sha256_hex, write_ledger
+from cluster.attempt import Attempt
+from cluster.shard import Rejected, ShardError, read_ledger, sha256_hex, write_ledger
 from cluster.store import AlreadyExists, NotFound, Store, StoreError, join_url, open_store
 
-SCHEMA = 1
+SCHEMA = 2
 IO_THREADS = 16
 
 
@@ -52,10 +56,10 @@ class Manifest:
         file: key of its data below the root, or None when nothing of the shard could be used.
         samples_in, samples, quarantined: samples_in == samples + quarantined.
         fingerprint: sha256 of the configuration and input that made it.
-        attempt: the one try of a job that committed it.
+        run, attempt: the run, and the number of the one try of it that committed the shard.
         seconds: time by step, for the report; not part of any identity.
         failure: why a poison shard was given up, else None.
-        ledger: key of its quarantine rows below the root, or None when there are none.
+        ledger, ledger_sha256: key of its quarantine rows below the root and their digest, or None when there are none.
     """
 
     shard: str
@@ -67,11 +71,13 @@ class Manifest:
     quarantined: int
     identities: Labels
     fingerprint: str
-    attempt: str
+    run: str
+    attempt: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
     ledger: str | None = None
+    ledger_sha256: str | None = None
 
     def to_bytes(self) -> bytes:
         """The manifest as the JSON that is stored."""
@@ -122,6 +128,13 @@ class Dataset:
         key = f"manifests/{shard}.json"
         return Manifest.from_bytes(self.store.get(key), join_url(self.url, key))
 
+    def committed(self, shard: str) -> Manifest | None:
+        """The manifest of a shard, or None where no attempt has committed it."""
+        try:
+            return self.manifest(shard)
+        except NotFound:
+            return None
+
     def manifests(self, shards: Sequence[str] | None = None) -> list[Manifest]:
         """Many manifests, read in parallel, in the order of their names."""
         with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -139,7 +152,16 @@ class Dataset:
             )
         return data
 
-    def commit(self, shard: str, data: ShardData, *, fingerprint: str, attempt: str, seconds: Mapping[str, float]) -> Manifest:
+    def ledger(self, manifest: Manifest) -> list[Rejected]:
+        """A shard's quarantine rows, checked against its manifest. Raises ShardError when they differ, NotFound when they are gone."""
+        if manifest.ledger is None:
+            return []
+        data = self.store.get(manifest.ledger)
+        if sha256_hex(data) != manifest.ledger_sha256:
+            raise ShardError(f"{self.url}/{manifest.ledger} is not what its manifest says: the object was changed or damaged")
+        return read_ledger(data)
+
+    def commit(self, shard: str, data: ShardData, *, fingerprint: str, attempt: Attempt, seconds: Mapping[str, float]) -> Manifest:
         """Publish a shard: data, then ledger, then the manifest by conditional PUT.
 
         Returns:
@@ -150,8 +172,8 @@ class Dataset:
         if data.payload is not None:
             digest = sha256_hex(data.payload)
             file = f"shards/{shard}-{digest[:12]}{self.suffix}"
-            self.store.put(file, data.payload)
-        ledger = self._put_ledger(shard, data.rejected) if data.rejected else None
+            self.store.put(file, data.payload, sha256=digest)
+        ledger, ledger_digest = self._put_ledger(shard, data.rejected) if data.rejected else (None, None)
         quarantined = sum(row.num_samples for row in data.rejected)
         manifest = Manifest(
             shard=shard,
@@ -163,27 +185,23 @@ class Dataset:
             quarantined=quarantined,
             identities=data.identities,
             fingerprint=fingerprint,
-            attempt=attempt,
+            run=attempt.run,
+            attempt=attempt.number,
             seconds={step: round(value, 4) for step, value in {**seconds, "publish": time.perf_counter() - started}.items()},
             counts=dict(data.counts),
             failure=data.failure,
             ledger=ledger,
+            ledger_sha256=ledger_digest,
         )
         return self.publish(manifest)
 
-    def _put_ledger(self, shard: str, rows: Sequence[Rejected]) -> str:
-        """Write a ledger and return its key. As a tar it never changes: beside another attempt's that differs, ours gets its own name."""
-        data, key = write_ledger(rows), f"quarantine/{shard}.parquet"
-        with contextlib.suppress(NotFound):  # a loser took its ledger away between our two requests
-            try:
-                self.store.put(key, data, if_absent=True)
-                return key
-            except AlreadyExists:
-                if self.store.get(key) == data:
-                    return key
-        key = f"quarantine/{shard}-{sha256_hex(data)[:12]}.parquet"
-        self.store.put(key, data)
-        return key
+    def _put_ledger(self, shard: str, rows: Sequence[Rejected]) -> tuple[str, str]:
+        """Write a ledger. Returns its key and sha256. Like a tar it is named by its content, so two attempts never meet in one object."""
+        data = write_ledger(rows)
+        digest = sha256_hex(data)
+        key = f"quarantine/{shard}-{digest[:12]}.parquet"
+        self.store.put(key, data, sha256=digest)
+        return key, digest
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Write a manifest unless there is one; a loser deletes of its tar and ledger what the winner's are not. Returns the manifest that

@@ -1,8 +1,13 @@
-"""The driver's half of a stage: which worker gets which unit, and what happens when one fails."""
+"""The driver's half of a stage: which worker gets which unit, and what happens when one fails, dies or is slow.
+
+Near the end, when no unit waits for a worker, one that has been in a worker's hands for much longer than usual is handed to an idle
+worker too. The first commit wins; what the slow one still does comes to nothing.
+"""
 
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
 from collections import deque
@@ -21,6 +26,10 @@ log = logging.getLogger(__name__)
 
 STORAGE_PATIENCE = 600.0
 """Seconds without a single commit, on a store that keeps failing, before a stage gives up."""
+
+STRAGGLER_FACTOR = 2.0
+STRAGGLER_SECONDS = 2.0
+"""A unit is handed out again when it has been in hand this many times as long as the median, and at least so long."""
 
 GiveUp = Callable[[Unit, Sequence[str]], Manifest]
 """Quarantines a unit whole, given the errors of its tries."""
@@ -41,8 +50,16 @@ class _Lane:
     worker: Any
     opening: ray.ObjectRef | None
     node: str = ""
-    units: dict[ray.ObjectRef, Unit] = field(default_factory=dict)
+    units: dict[ray.ObjectRef, _Given] = field(default_factory=dict)
     alone: bool = False
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A unit in a worker's hands, and when it was given."""
+
+    unit: Unit
+    at: float
 
 
 class Scheduler:
@@ -55,6 +72,7 @@ class Scheduler:
         self._in_flight, self._max_failures = in_flight, max_failures
         self._pending, self._suspects = deque(units), deque[Unit]()
         self._failures: dict[str, list[str]] = {}
+        self._done, self._durations = set[str](), deque[float](maxlen=99)
         self._lanes: list[_Lane] = []
         self._start_failures = 0
         self._pause, self._paused_until, self._last_commit = 1.0, 0.0, time.monotonic()
@@ -63,14 +81,20 @@ class Scheduler:
 
     def run(self, num_workers: int) -> Iterator[Manifest]:
         """Yield manifests as they are committed. Raises StageError on a fatal error, Interrupted after draining on ``stop``."""
+        draining = False
         try:
             while self._busy() or ((self._pending or self._suspects) and not self.stop.is_set()):
+                if self.stop.is_set() and not draining:
+                    draining = True
+                    for lane in self._lanes:
+                        lane.worker.drain.remote()
                 self._hire(num_workers)
                 self._dispatch()
                 refs = [ref for lane in self._lanes for ref in ([lane.opening] if lane.opening else lane.units)]
                 for ref in ray.wait(refs, num_returns=1, timeout=0.5)[0] if refs else _idle():
                     manifest = self._settle(ref)
                     if manifest is not None:
+                        self._done.add(manifest.shard)
                         yield manifest
             if self.stop.is_set() and (self._pending or self._suspects):
                 left = len(self._pending) + len(self._suspects)
@@ -80,7 +104,11 @@ class Scheduler:
                 ray.kill(lane.worker)
 
     def _busy(self) -> bool:
-        return any(lane.units for lane in self._lanes)
+        return any(given.unit.name not in self._done for lane in self._lanes for given in lane.units.values())
+
+    def _in_hand(self, unit: Unit) -> int:
+        """How many workers have the unit."""
+        return sum(given.unit.name == unit.name for lane in self._lanes for given in lane.units.values())
 
     def _hire(self, num_workers: int) -> None:
         """Start workers for the work that is left, also in place of dead ones."""
@@ -101,10 +129,25 @@ class Scheduler:
             for lane in ready:
                 if self._pending and not lane.alone and len(lane.units) == depth:
                     self._give(lane, self._pending.popleft(), alone=False)
+        for lane in ready:
+            straggler = None if lane.units else self._straggler()
+            if straggler is not None:
+                log.warning("shard %s takes long: handed to a second worker", straggler.name)
+                self._give(lane, straggler, alone=False)
+
+    def _straggler(self) -> Unit | None:
+        """The unit that has been in one worker's hands for longest, if that is much longer than usual."""
+        if self._pending or self._suspects or not self._durations:
+            return None
+        patience = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
+        latest = time.monotonic() - patience
+        held = [given for lane in self._lanes if not lane.alone for given in lane.units.values() if given.at < latest]
+        slow = [given for given in held if given.unit.name not in self._done and self._in_hand(given.unit) == 1]
+        return min(slow, key=lambda given: given.at).unit if slow else None
 
     def _give(self, lane: _Lane, unit: Unit, *, alone: bool) -> None:
         lane.alone = alone
-        lane.units[lane.worker.run.remote(unit)] = unit
+        lane.units[lane.worker.run.remote(unit)] = _Given(unit, time.monotonic())
 
     def _settle(self, ref: ray.ObjectRef) -> Manifest | None:
         """Take one finished call. Returns the manifest it led to, if any."""
@@ -121,16 +164,25 @@ class Scheduler:
             lane.opening, lane.node, self._start_failures = None, result.node, 0
             self.ready_at = self.ready_at or time.perf_counter()
             return None
-        unit = lane.units.pop(ref)
+        given = lane.units.pop(ref)
         lane.alone = lane.alone and bool(lane.units)
-        return self._account(unit, result)
+        if result.manifest is not None:
+            self._durations.append(time.monotonic() - given.at)
+        return self._account(given.unit, result)
 
     def _account(self, unit: Unit, outcome: Outcome) -> Manifest | None:
+        if outcome.fatal:
+            raise StageError(outcome.error)
+        if unit.name in self._done:
+            return None  # the second of two workers that had it
         if outcome.manifest is not None:
             self._pause, self._last_commit = 1.0, time.monotonic()
             return outcome.manifest
-        if outcome.fatal:
-            raise StageError(outcome.error)
+        if self._in_hand(unit):
+            return None  # the other worker that has it will say
+        if outcome.drained:
+            self._pending.append(unit)
+            return None
         if outcome.transient:
             self._wait_for_storage(outcome.error)
             self._pending.appendleft(unit)
@@ -139,6 +191,8 @@ class Scheduler:
 
     def _wait_for_storage(self, error: str) -> None:
         """Hold all dispatch for a while, longer each time, and give the run up after STORAGE_PATIENCE without any success."""
+        if time.monotonic() < self._paused_until:
+            return  # one of those that were under way when storage failed
         if time.monotonic() - self._last_commit > STORAGE_PATIENCE:
             raise StageError(f"storage has not worked for {STORAGE_PATIENCE / 60:.0f} minutes: {error}; run the same command again later")
         log.warning("storage error, pausing %.0f s: %s", self._pause, error)
@@ -162,7 +216,7 @@ class Scheduler:
             if self._start_failures >= 3:
                 raise StageError(f"three workers in a row died while starting: {error}; is there enough memory on the nodes?")
             return None
-        units = list(lane.units.values())
+        units = [given.unit for given in lane.units.values() if given.unit.name not in self._done and not self._in_hand(given.unit)]
         lost_node = getattr(error, "preempted", False) or not _is_alive(lane.node)
         log.warning("a worker was lost (%s) with shards %s", "with its node" if lost_node else "its process died", [u.name for u in units])
         if lost_node:

@@ -7,7 +7,8 @@ computes a third, so that storage hides behind the device, and memory is bounded
 An error is fatal (wrong credentials, no such bucket, weights that do not load: the run ends with it), transient (storage does not answer:
 everything waits) or charged to its unit, which is tried again; a unit that fails ``max_failures`` times is quarantined whole, with the
 evidence. A unit under suspicion runs alone on its worker, so that a crash is charged to the culprit. A lost node or a preemption is
-charged to no unit.
+charged to no unit. Any number of attempts may work on one output: the first commit of a shard wins, and a worker passes over what it
+finds committed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 
+from cluster.attempt import Attempt, attempting
 from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
@@ -101,30 +102,35 @@ def run_stage(
     committed = set(output.names())
     _refuse_other_work(output, committed, units, mark)
     todo = [unit for unit in units if unit.name not in committed]
-    attempt = uuid.uuid4().hex[:12]
-    started, samples = time.perf_counter(), 0
-    scheduler = Scheduler(
-        _worker_factory(processor, output, attempt, mark, options),
-        todo,
-        _giver_up(output, attempt, mark),
-        in_flight=options.in_flight,
-        max_failures=options.max_failures,
-    )
-    with Progress(name, units, committed) as progress, draining(scheduler.stop):
-        for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
-            samples += manifest.samples
-            progress.advance(manifest)
+    started = time.perf_counter()
+    samples, ready = _work(processor, units, todo, output, name, mark, options) if todo else (0, started)
     finished = time.perf_counter()
     manifests = output.manifests()
     _require_own_work(output, manifests, mark)
     lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
     description = output.finish(kind, lineage, manifests)
     failed = [manifest.shard for manifest in manifests if manifest.failure]
-    ready = scheduler.ready_at or started
     return StageResult(description, len(todo), len(units) - len(todo), samples, finished - ready, ready - started, failed)
 
 
-def _worker_factory(processor: Processor[Any], output: Dataset, attempt: str, mark: str, options: StageOptions) -> Callable[[], Any]:
+def _work(
+    processor: Processor[UnitT], units: Sequence[UnitT], todo: list[UnitT], output: Dataset, name: str, mark: str, options: StageOptions
+) -> tuple[int, float]:
+    """Commit what is left to do. Returns how many samples this attempt committed itself, and when its first worker was ready."""
+    samples, begun = 0, {unit.name for unit in units} - {unit.name for unit in todo}
+    with attempting(output.store) as attempt, Progress(name, units, begun) as progress:
+        # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
+        order = todo if attempt.number % 2 else todo[::-1]
+        make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
+        scheduler = Scheduler(make_worker, order, give_up, in_flight=options.in_flight, max_failures=options.max_failures)
+        with draining(scheduler.stop):
+            for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
+                samples += manifest.samples if (manifest.run, manifest.attempt) == (attempt.run, attempt.number) else 0
+                progress.advance(manifest)
+    return samples, scheduler.ready_at or time.perf_counter()
+
+
+def _worker_factory(processor: Processor[Any], output: Dataset, attempt: Attempt, mark: str, options: StageOptions) -> Callable[[], Any]:
     """Makes actors of the stage; each call starts one."""
     actor = ray.remote(Worker).options(
         num_cpus=options.cpus_per_worker,
@@ -136,7 +142,7 @@ def _worker_factory(processor: Processor[Any], output: Dataset, attempt: str, ma
     return lambda: actor.remote(shared, output.url, output.suffix, attempt, mark, options.cpus_per_worker)
 
 
-def _giver_up(output: Dataset, attempt: str, mark: str) -> Callable[[Unit, Sequence[str]], Manifest]:
+def _giver_up(output: Dataset, attempt: Attempt, mark: str) -> Callable[[Unit, Sequence[str]], Manifest]:
     """Commits a shard that cannot be done as one ledger row that stands for all its samples."""
 
     def give_up(unit: Unit, errors: Sequence[str]) -> Manifest:

@@ -1,4 +1,4 @@
-"""Object storage behind one small protocol: S3 by boto3, and a local folder.
+"""Object storage behind one small protocol: S3 (cluster/s3.py) and a local folder.
 
 A store is opened from a URL (``s3://bucket/prefix`` or a folder) wherever it is needed; a store object never travels, and neither
 do credentials: boto3 finds them the ordinary ways (environment, profile, instance role) in every process.
@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+PROBE = ".probe-"
+"""How the names of the objects begin that test a store's conditional PUT."""
+_TEMPORARY = ".tmp-"
+
 
 class StoreError(RuntimeError):
     """A store could not do what was asked. ``fatal``: trying again cannot help (credentials, bucket, full disk)."""
@@ -28,7 +32,7 @@ class StoreError(RuntimeError):
 
 
 class NotFound(StoreError):
-    """No object has this key."""
+    """No object has this key, or it ends before the bytes that were asked for."""
 
 
 class AlreadyExists(StoreError):
@@ -47,6 +51,14 @@ class StoredObject:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A write that was begun and never completed: no reader sees it, but it takes space. ``token`` is the store's own name for it."""
+
+    key: str
+    token: str
+
+
 class Store(Protocol):
     """What the rest of the system needs of object storage. Keys are relative to ``url`` and use ``/``."""
 
@@ -56,10 +68,11 @@ class Store(Protocol):
         """The object's bytes. Raises NotFound."""
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` (exclusive) of an object. Raises NotFound, and StoreError when they are not all there."""
+        """Bytes ``start`` to ``stop`` (exclusive) of an object. Raises NotFound, also when they are not all there."""
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write an object whole or not at all. With ``if_absent`` exactly one of many writers wins; the others get AlreadyExists."""
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, sha256: str | None = None) -> None:
+        """Write an object whole or not at all. With ``if_absent`` exactly one of many writers wins; the others get AlreadyExists.
+        ``sha256`` (hex) spares its computation where the caller has it."""
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Objects whose key begins with ``prefix``, in key order where the server keeps it (SeaweedFS lists ``a/1`` before ``a-b``)."""
@@ -69,6 +82,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Writes that were begun and never completed, by whomever: a killed process leaves them."""
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """Take back an unfinished write. Its writer, should it live, gets an error and may write again."""
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
@@ -81,6 +100,8 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     if text.startswith("s3:") and not text.startswith("s3://"):
         raise StoreError(f"{text} is no S3 URL: write s3://bucket/prefix with two slashes", fatal=True)
     if text.startswith("s3://"):
+        from cluster.s3 import S3Store  # boto3 takes a while to import, and a folder does without
+
         return S3Store(text)
     if "://" in text and not text.startswith("file://"):
         raise StoreError(f"cannot open {text}: only s3://bucket/prefix and local folders are known", fatal=True)
@@ -110,14 +131,15 @@ def require_conditional_put(store: Store) -> None:
     Raises:
         StoreError: the store cannot be written, or the second of two conditional PUTs was accepted.
     """
-    key = f".probe-{uuid.uuid4().hex}"
-    store.put(key, b"first", if_absent=True)
+    key = f"{PROBE}{uuid.uuid4().hex}"
+    store.put(key, b"first")
     try:
         store.put(key, b"second", if_absent=True)
     except AlreadyExists:
         return
     finally:
-        store.delete(key)
+        with contextlib.suppress(StoreError):  # `facemae verify --clean` removes what a failing store keeps
+            store.delete(key)
     raise StoreError(
         f"{store.url} ignores If-None-Match (a second conditional PUT of the same key was accepted), so two attempts could both "
         "commit a shard. Use a store with conditional writes: AWS S3, SeaweedFS, Ceph RGW, MinIO, or a local folder.",
@@ -125,15 +147,29 @@ def require_conditional_put(store: Store) -> None:
     )
 
 
-def _require_inside(url: str, key: str) -> str:
-    """The key, unless it would leave the store: servers may resolve ``..`` as a file system does."""
+def require_inside(url: str, key: str) -> str:
+    """The key, unless it would leave the store, which is a fatal StoreError: servers may resolve ``..`` as a file system does."""
     if key.startswith("/") or ".." in key.split("/"):
         raise StoreError(f"the key {key!r} points outside {url}", fatal=True)
     return key
 
 
+_ROOM = "free some space and run the same command again: what was committed stays"
+_RIGHTS = "make the folder writable for this user, or choose another"
+_LOCAL_REMEDY = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "the file system is mounted read-only: choose another folder",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.ENOTSUP: "the file system has no hard links, by which a commit is made: choose another",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""Errors that trying again cannot help, and what can."""
+
+
 class LocalStore:
-    """A folder. Writes go to a hidden temporary name and appear whole by a hard link (conditional) or a rename."""
+    """A folder. Objects are written to a file without a name and appear whole, by a hard link or (over an older one) a rename."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -148,29 +184,30 @@ class LocalStore:
             file.seek(start)
             data = file.read(stop - start)
         if len(data) != stop - start:
-            raise StoreError(f"{self.url}/{key} ends at byte {start + len(data)}, bytes up to {stop} were asked for")
+            raise NotFound(f"{self.url}/{key} ends at byte {start + len(data)}, bytes up to {stop} were asked for")
         return data
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, sha256: str | None = None) -> None:
         path = self._path(key)
-        temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
         with self._translated(key):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise StoreError(f"{path.parent} cannot be made: a part of it is a file. Choose another folder", fatal=True) from None
-            try:
-                with temporary.open("xb") as file:
+            with _nameless(path.parent) as (descriptor, source):
+                with open(descriptor, "wb", closefd=False) as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(file.fileno())
-                if if_absent:
-                    os.link(temporary, path)
-                else:
-                    os.replace(temporary, path)
-                _sync_folder(path.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+                    os.fsync(descriptor)
+                try:
+                    _link(source, path)
+                except FileExistsError:
+                    if if_absent:
+                        raise
+                    other = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+                    _link(source, other)
+                    os.replace(other, path)
+            _sync_folder(path.parent)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
@@ -193,8 +230,16 @@ class LocalStore:
         with contextlib.suppress(NotFound), self._translated(key):
             self._path(key).unlink()
 
+    def unfinished(self) -> Iterator[Unfinished]:
+        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
+            key = path.relative_to(self.root).as_posix()
+            yield Unfinished(key, key)
+
+    def discard(self, unfinished: Unfinished) -> None:
+        self.delete(unfinished.token)
+
     def _path(self, key: str) -> Path:
-        return self.root / _require_inside(self.url, key)
+        return self.root / require_inside(self.url, key)
 
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -206,8 +251,36 @@ class LocalStore:
         except FileExistsError as error:
             raise AlreadyExists(f"{self.url}/{key} is already there") from error
         except OSError as error:
-            fatal = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTSUP, errno.ENAMETOOLONG)
-            raise StoreError(f"{self.url}/{key}: {error.strerror}", fatal=fatal) from error
+            remedy = _LOCAL_REMEDY.get(error.errno or 0)
+            raise StoreError(f"{self.url}/{key}: {error.strerror}" + (f": {remedy}" if remedy else ""), fatal=remedy is not None) from error
+
+
+@contextlib.contextmanager
+def _nameless(folder: Path) -> Iterator[tuple[int, str]]:
+    """A new file in ``folder``: its descriptor, and a path by which it can be linked. On Linux it has no name, so that a process that is
+    killed leaves nothing; elsewhere, and on file systems that cannot do so, a hidden one."""
+    name = None
+    try:
+        descriptor = os.open(folder, os.O_WRONLY | os.O_TMPFILE, 0o666)
+        source = f"/proc/self/fd/{descriptor}"
+    except (AttributeError, OSError):
+        source = name = str(folder / f"{_TEMPORARY}{uuid.uuid4().hex}")
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        yield descriptor, source
+    finally:
+        os.close(descriptor)
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+
+
+def _link(source: str, path: Path) -> None:
+    """A hard link, also to a file that has no name but its descriptor's in /proc. Raises FileExistsError."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.link(source, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -228,102 +301,5 @@ def _walk(folder: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir():
             yield from _walk(Path(entry.path))
-        elif not entry.name.startswith(".tmp-"):
+        elif not entry.name.startswith(_TEMPORARY):
             yield Path(entry.path)
-
-
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_EXISTS = {"PreconditionFailed", "412"}
-_REMEDY = {
-    "NoSuchBucket": "the bucket does not exist: create it, or correct the URL",
-    "AccessDenied": "access denied: check the credentials and the bucket's policy",
-    "403": "access denied: check the credentials and the bucket's policy",
-    "InvalidAccessKeyId": "the access key is not known to this endpoint: check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
-    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the session token has expired: renew the credentials and run the same command again",
-}
-
-
-class S3Store:
-    """A bucket's prefix, by boto3. Endpoint, region and credentials come from boto3's ordinary places."""
-
-    def __init__(self, url: str) -> None:
-        import boto3
-        from botocore.config import Config
-
-        self.url = url.rstrip("/")
-        self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        self.prefix = prefix.strip("/")
-        if not self.bucket:
-            raise StoreError(f"{url} names no bucket: write s3://bucket/prefix", fatal=True)
-        config = Config(
-            retries={"mode": "standard", "max_attempts": 8},
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=32,
-            # servers other than AWS rarely have a DNS name for each bucket
-            s3={"addressing_style": "path" if os.environ.get("AWS_ENDPOINT_URL") else "auto"},
-        )
-        with self._translated(""):
-            session = boto3.session.Session()
-            self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
-
-    def get(self, key: str) -> bytes:
-        with self._translated(key):
-            return self._client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        with self._translated(key):
-            span = f"bytes={start}-{stop - 1}"
-            data = self._client.get_object(Bucket=self.bucket, Key=self._full(key), Range=span)["Body"].read()
-        if len(data) != stop - start:
-            raise StoreError(f"{self.url}/{key} gave {len(data)} of the {stop - start} bytes asked for")
-        return data
-
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
-        with self._translated(key):
-            self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
-
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        strip = len(self.prefix) + 1 if self.prefix else 0
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._full(prefix))
-        with self._translated(prefix):
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    yield StoredObject(entry["Key"][strip:], entry["Size"])
-
-    def size(self, key: str) -> int:
-        with self._translated(key):
-            return self._client.head_object(Bucket=self.bucket, Key=self._full(key))["ContentLength"]
-
-    def delete(self, key: str) -> None:
-        with self._translated(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
-
-    def _full(self, key: str) -> str:
-        _require_inside(self.url, key)
-        return f"{self.prefix}/{key}" if self.prefix else key
-
-    @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        """Raise the protocol's errors in place of botocore's; no message carries a credential."""
-        from botocore import exceptions as boto
-
-        where = f"{self.url}/{key}" if key else self.url
-        try:
-            yield
-        except boto.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _MISSING:
-                raise NotFound(f"{where} does not exist") from None
-            if code in _EXISTS:
-                raise AlreadyExists(f"{where} is already there") from None
-            raise StoreError(f"{where}: {_REMEDY.get(code, code)}", fatal=code in _REMEDY) from None
-        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound, ValueError) as error:
-            remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role, and AWS_ENDPOINT_URL as http://host:port"
-            raise StoreError(f"{where}: {error}: {remedy}", fatal=True) from None
-        except boto.EndpointConnectionError:
-            raise StoreError(f"{where}: the endpoint does not answer: check AWS_ENDPOINT_URL and the network") from None
-        except (boto.BotoCoreError, boto.HTTPClientError) as error:
-            raise StoreError(f"{where}: {error}") from None

@@ -1,17 +1,19 @@
-"""Re-reads a data set from its bucket and says whether every image is accounted for, exactly once."""
+"""Re-reads a data set from its bucket and says whether every image is accounted for, exactly once; removes what dead attempts left."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from cluster.dataset import Dataset, Labels, Manifest, index_of, totals
-from cluster.shard import Rejected, Sample, ShardError, read_ledger, read_samples
-from cluster.store import StoreError
+from cluster import attempt
+from cluster.dataset import IO_THREADS, Dataset, Labels, Manifest, index_of, totals
+from cluster.shard import Sample, ShardError, read_samples
+from cluster.store import PROBE, NotFound, StoreError, Unfinished
 
 THREADS = 4
 """Shards in memory at once."""
@@ -19,19 +21,31 @@ THREADS = 4
 
 @dataclass
 class Verification:
-    """What was found. ``problems`` is empty when the data set keeps its promise."""
+    """What was found.
+
+    Attributes:
+        totals: the manifests added up; identities counted in the shards themselves.
+        attempts: how many attempts committed shards.
+        given_up: shards that are quarantined whole, with the reason.
+        problems: what is missing, doubled, damaged or does not add up; empty when the data set keeps its promise.
+        strays: keys of objects that no manifest names.
+        unfinished: writes that were begun and never completed.
+    """
 
     url: str
     kind: str = "unfinished"
     totals: dict[str, int | None] = field(default_factory=dict)
     identities: int = 0
+    attempts: int = 0
+    given_up: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True when nothing is missing, doubled, damaged or stray."""
-        return not self.problems and not self.strays
+        """True when nothing is missing, doubled, damaged or left over."""
+        return not self.problems and not self.strays and not self.unfinished
 
 
 def verify(url: str, suffix: str = ".tar") -> Verification:
@@ -44,8 +58,10 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
     """
     dataset = Dataset(url, suffix)
     found = Verification(dataset.url)
-    manifests = dataset.manifests()
+    manifests = _manifests(dataset, found)
     found.totals = totals(manifests)
+    found.attempts = len({(manifest.run, manifest.attempt) for manifest in manifests})
+    found.given_up = {manifest.shard: manifest.failure for manifest in manifests if manifest.failure}
     seen: Counter[int] = Counter()
     labels: set[int] = set()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -60,7 +76,58 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
     _check_description(dataset, found)
     _check_index(dataset, manifests, found)
     found.strays = list(_strays(dataset, manifests))
+    found.unfinished = [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
     return found
+
+
+def clean(url: str, suffix: str = ".tar", announce: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Remove what dead attempts left in a data set: tars and ledgers of committed shards that their manifests do not name, probe objects,
+    unfinished writes. Nothing else: an object of a shard that is not committed may still be, and other people's files are theirs.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        StoreError: an attempt is alive, or the store cannot be written.
+    """
+    dataset = Dataset(url, suffix)
+    alive = attempt.living(dataset.store, announce=announce)
+    if alive:
+        raise StoreError(f"attempt {alive[0]} is at work on {dataset.url}: wait for its end, or stop it, and clean then", fatal=True)
+    removed = [key for key in _strays(dataset, dataset.manifests()) if _is_leftover(dataset, key)]
+    unfinished = [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
+    for key in removed:
+        dataset.store.delete(key)
+    for each in unfinished:
+        dataset.store.discard(each)
+    return removed + [each.key for each in unfinished]
+
+
+_OURS = re.compile(r"(?:shards|quarantine)/(?P<shard>\d{5,})-[0-9a-f]{12}\.(?:tar|parquet)")
+
+
+def _is_leftover(dataset: Dataset, stray: str) -> bool:
+    """Whether no manifest can come to name the object: its shard is committed without it, and manifests are never written twice."""
+    match = _OURS.fullmatch(stray)
+    manifest = dataset.committed(match["shard"]) if match else None  # read now: it may be newer than the list of strays
+    return stray.startswith(PROBE) or (manifest is not None and stray not in (manifest.file, manifest.ledger))
+
+
+def _manifests(dataset: Dataset, found: Verification) -> list[Manifest]:
+    """Every manifest that can be read; one that cannot is a problem."""
+
+    def read(name: str) -> Manifest | str:
+        try:
+            return dataset.manifest(name)
+        except StoreError as error:
+            if error.fatal or isinstance(error, NotFound):
+                return str(error)
+            raise
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        read_all = list(pool.map(read, dataset.names()))
+    found.problems += [each for each in read_all if isinstance(each, str)]
+    return [each for each in read_all if isinstance(each, Manifest)]
 
 
 def _check_shard(dataset: Dataset, manifest: Manifest) -> tuple[list[str], list[str], set[int]]:
@@ -69,21 +136,19 @@ def _check_shard(dataset: Dataset, manifest: Manifest) -> tuple[list[str], list[
     problems: list[str] = []
     keys: list[str] = []
     labels: set[int] = set()
-    ledger: list[Rejected] = []
+    recorded = 0
     try:
         if manifest.file is not None:
             for key, label in _rows(dataset.read(manifest), dataset.suffix):
                 keys.append(key)
                 labels.add(label)
-        if manifest.ledger is not None:
-            ledger = read_ledger(dataset.store.get(manifest.ledger))
+        recorded = sum(row.num_samples for row in dataset.ledger(manifest))
     except (StoreError, ShardError, ValueError) as error:
         return [f"{where}: {error}"], keys, labels
     if len(keys) != manifest.samples:
         problems.append(f"{where}: {len(keys)} samples in the file, {manifest.samples} in the manifest")
     if Labels.of(labels) != manifest.identities:
         problems.append(f"{where}: the labels in the file are {Labels.of(labels)}, in the manifest {manifest.identities}")
-    recorded = sum(row.num_samples for row in ledger)
     if recorded != manifest.quarantined:
         problems.append(f"{where}: {recorded} samples in the quarantine ledger, {manifest.quarantined} in the manifest")
     if manifest.samples_in != manifest.samples + manifest.quarantined:
@@ -127,7 +192,7 @@ def _check_description(dataset: Dataset, found: Verification) -> None:
         found.problems.append(f"the parent {parent['url']} holds {expected} samples, {found.totals['samples_in']} came in here")
 
 
-def _check_index(dataset: Dataset, manifests: list[Manifest], found: Verification) -> None:
+def _check_index(dataset: Dataset, manifests: Sequence[Manifest], found: Verification) -> None:
     """index.json, by which other readers find the shards, lists what the manifests do."""
     try:
         if dataset.store.get("index.json") != index_of(manifests):
@@ -136,11 +201,11 @@ def _check_index(dataset: Dataset, manifests: list[Manifest], found: Verificatio
         found.problems.append(str(error))
 
 
-def _strays(dataset: Dataset, manifests: list[Manifest]) -> Iterator[str]:
+def _strays(dataset: Dataset, manifests: Sequence[Manifest]) -> Iterator[str]:
     """Objects below the root that no manifest names."""
     known: set[str | None] = {"dataset.json", "index.json"}
     for manifest in manifests:
         known |= {f"manifests/{manifest.shard}.json", manifest.file, manifest.ledger}
     for stored in dataset.store.list():
-        if stored.key not in known and not stored.key.startswith("embeddings/"):
+        if stored.key not in known and not stored.key.startswith(("embeddings/", attempt.FOLDER)):
             yield stored.key

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Manifest
 from cluster.processor import Processor, Unit
 from cluster.store import NotFound, StoreError
@@ -16,12 +17,13 @@ from cluster.store import NotFound, StoreError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker says of one unit."""
+    """What a worker says of one unit: its manifest, or why there is none. ``drained``: it was not begun, as asked."""
 
     manifest: Manifest | None
     error: str = ""
     fatal: bool = False
     transient: bool = False
+    drained: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Opened:
 class Worker:
     """The actor that runs one processor over units, several at a time in threads."""
 
-    def __init__(self, processor: Processor[Any], url: str, suffix: str, attempt: str, fingerprint: str, threads: int) -> None:
+    def __init__(self, processor: Processor[Any], url: str, suffix: str, attempt: Attempt, fingerprint: str, threads: int) -> None:
         self._processor, self._threads = processor, threads
         self._dataset_at = (url, suffix)
         self._attempt, self._fingerprint = attempt, fingerprint
-        self._computing = threading.Lock()
+        self._computing, self._draining = threading.Lock(), False
 
     def open(self) -> Opened:
         """Load the processor."""
@@ -51,13 +53,22 @@ class Worker:
             return Opened(node, str(error) or type(error).__name__)
         return Opened(node)
 
+    def drain(self) -> None:
+        """Begin no other unit: what is computing or being published is finished, the rest goes back."""
+        self._draining = True
+
     def run(self, unit: Unit) -> Outcome:
-        """Fetch, compute and commit one unit."""
+        """Fetch, compute and commit one unit, unless another attempt has committed it."""
         try:
+            done = self._dataset.committed(unit.name)
+            if done is not None:
+                return self._of_others(done)
             started = time.perf_counter()
-            fetched = self._processor.fetch(unit)
+            fetched = None if self._draining else self._processor.fetch(unit)
             seconds = {"fetch": time.perf_counter() - started}
             with self._computing:
+                if self._draining:
+                    return Outcome(None, drained=True)
                 started = time.perf_counter()
                 data = self._processor.compute(unit, fetched)
                 seconds["compute"] = time.perf_counter() - started
@@ -68,3 +79,10 @@ class Worker:
             return Outcome(None, str(error), fatal=error.fatal, transient=not error.fatal and not isinstance(error, NotFound))
         except Exception as error:  # whatever one shard does to the code, it costs that shard
             return Outcome(None, f"{type(error).__name__}: {error}")
+
+    def _of_others(self, manifest: Manifest) -> Outcome:
+        """The outcome of a unit that was committed before we came to it."""
+        if manifest.fingerprint == self._fingerprint:
+            return Outcome(manifest)
+        where = f"{self._dataset.url}/manifests/{manifest.shard}.json"
+        return Outcome(None, f"{where} is of another run, which works here too: choose another output", fatal=True)

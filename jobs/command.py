@@ -47,6 +47,8 @@ class RayConfig(Config):
     """CPU cores of one worker."""
     gpus_per_worker: float = 0.0
     """GPUs of one worker; fractions share a GPU."""
+    max_failures: int = 3
+    """Failures after which a shard is given up and quarantined whole. Give more where workers are killed often, as on spot machines."""
 
     def __post_init__(self) -> None:
         # tyro's place holder for a value still to come is no number
@@ -54,10 +56,17 @@ class RayConfig(Config):
         for name, value in counts.items():
             if isinstance(value, int | float) and value < 0:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: give 0 or more")
+        if isinstance(self.max_failures, int) and self.max_failures < 1:
+            raise UsageError(f"--max-failures {self.max_failures}: give 1 or more")
 
     def stage_options(self) -> StageOptions:
         """The same as options of a stage."""
-        return StageOptions(num_workers=self.num_workers, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=self.gpus_per_worker)
+        return StageOptions(
+            num_workers=self.num_workers,
+            cpus_per_worker=self.cpus_per_worker,
+            gpus_per_worker=self.gpus_per_worker,
+            max_failures=self.max_failures,
+        )
 
 
 def parse(kind: type[ConfigT], arguments: Sequence[str], program: str) -> ConfigT:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset import Dataset
-from cluster.verify import Verification, verify
+from cluster.verify import Verification, clean, verify
 from jobs.command import Config, main_of
 
 
@@ -16,11 +16,14 @@ from jobs.command import Config, main_of
 class VerifyConfig(Config):
     """Read every object of a data set again: sha256 of each shard, samples and labels counted, ledger added up, strays named.
 
-    Reads: ROOT and the embeddings below it. Writes nothing. Exit code 0 only when everything adds up.
+    Reads: ROOT and the embeddings below it. Writes nothing, unless --clean is given. Exit code 0 only when everything adds up, 3 when it
+    does but whole shards were given up.
     """
 
     root: str
     """Root of the data set."""
+    clean: bool = False
+    """First remove what dead attempts left behind. Refused while an attempt is alive (watches heartbeats for up to 20 seconds)."""
 
 
 def run(config: VerifyConfig) -> dict[str, Any]:
@@ -32,23 +35,36 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     dataset = Dataset(config.root)
     dataset.description()
     names = sorted({key.split("/")[1] for key in (stored.key for stored in dataset.store.list("embeddings/")) if key.count("/") > 1})
-    found = [verify(config.root), *(verify(dataset.embeddings(name).url, ".parquet") for name in names)]
+    places = [(config.root, ".tar"), *((dataset.embeddings(name).url, ".parquet") for name in names)]
+    for url, suffix in places if config.clean else ():
+        for key in clean(url, suffix, announce=lambda text: print(text, flush=True)):
+            print(f"removed {url}/{key}")
+    found = [verify(url, suffix) for url, suffix in places]
     for verification in found:
         _print(verification)
+    sys.stdout.flush()  # before the verdict, which goes to stderr
     bad = [verification.url for verification in found if not verification.ok]
     if bad:
         raise ValueError(f"{', '.join(bad)} does not add up: see above")
-    return {"verified": [verification.url for verification in found]}
+    given_up = [f"{verification.url}: {shard}" for verification in found for shard in verification.given_up]
+    return {"verified": [verification.url for verification in found], "failed_shards": given_up}
 
 
 def _print(found: Verification) -> None:
     totals = found.totals
     print(f"{found.url} ({found.kind}): {totals['samples_in']} in = {totals['samples']} out + {totals['quarantined']} quarantined")
-    print(f"  {totals['shards']} shards, {totals['bytes']} bytes, {found.identities} identities; every shard re-read and hashed")
+    attempts = f"{found.attempts} attempt{'s' * (found.attempts != 1)}"
+    print(
+        f"  {totals['shards']} shards by {attempts}, {totals['bytes']} bytes, {found.identities} identities; every shard re-read and hashed"
+    )
+    for shard, reason in found.given_up.items():
+        print(f"  GIVEN UP {shard}: {reason}")
     for problem in found.problems:
-        print(f"  PROBLEM {problem}")
+        print(f"  PROBLEM  {problem}")
     for stray in found.strays:
-        print(f"  STRAY   {stray}: no manifest names it; remove it once no attempt is running")
+        print(f"  STRAY    {stray}: no manifest names it; --clean removes what dead attempts left, other files are yours to move")
+    for each in found.unfinished:
+        print(f"  STRAY    {each.key}: a write that was never completed; --clean removes it")
     if found.ok:
         print("  nothing missing, nothing doubled, no stray object")
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.attempt import Attempt
 from cluster.dataset import SCHEMA, Dataset, Labels, Manifest, ShardData, fingerprint, totals
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_ledger, sha256_hex
 from cluster.store import NotFound, StoreError
@@ -29,8 +30,8 @@ def shard_of(*labels: int, rejected: tuple[Rejected, ...] = (), tag: str = "k") 
     return ShardData(writer.finish() if labels else None, len(labels), Labels.of(labels), rejected, {"kept_bytes": len(labels)})
 
 
-def commit(dataset: Dataset, shard: str, data: ShardData, attempt: str = "a") -> Manifest:
-    return dataset.commit(shard, data, fingerprint="f", attempt=attempt, seconds={"fetch": 0.1})
+def commit(dataset: Dataset, shard: str, data: ShardData, attempt: int = 1) -> Manifest:
+    return dataset.commit(shard, data, fingerprint="f", attempt=Attempt("run", attempt), seconds={"fetch": 0.1})
 
 
 def keys(dataset: Dataset, prefix: str = "") -> list[str]:
@@ -47,7 +48,9 @@ def test_a_commit_is_a_tar_named_by_its_content_a_ledger_and_a_manifest(dataset:
     manifest = commit(dataset, "00042", data)
     digest = sha256_hex(data.payload or b"")
     assert manifest.file == f"shards/00042-{digest[:12]}.tar"
-    assert keys(dataset) == ["manifests/00042.json", "quarantine/00042.parquet", manifest.file]
+    assert keys(dataset) == ["manifests/00042.json", manifest.ledger, manifest.file]
+    assert manifest.ledger == f"quarantine/00042-{sha256_hex(dataset.store.get(manifest.ledger))[:12]}.parquet"
+    assert (manifest.run, manifest.attempt) == ("run", 1)
     assert dataset.store.get(manifest.file) == data.payload == dataset.read(manifest)
     assert (manifest.samples_in, manifest.samples, manifest.quarantined) == (8, 3, 5)
     assert (manifest.sha256, manifest.num_bytes, manifest.identities) == (digest, len(data.payload or b""), Labels(2, 3, 7))
@@ -62,30 +65,30 @@ def test_a_shard_of_nothing_but_rejects_has_a_manifest_and_no_tar(dataset: Datas
     assert (manifest.file, manifest.sha256, manifest.num_bytes, manifest.samples_in) == (None, None, 0, 1)
     assert manifest.identities == Labels()
     assert dataset.read(manifest) == b""
-    assert keys(dataset) == ["manifests/00000.json", "quarantine/00000.parquet"]
+    assert keys(dataset) == ["manifests/00000.json", manifest.ledger]
 
 
 def test_two_attempts_with_equal_bytes_leave_one_tar(dataset: Dataset):
-    first = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), "first")
-    second = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), "second")
+    first = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), 1)
+    second = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), 2)
     assert second == first
-    assert second.attempt == "first"
-    assert keys(dataset) == ["manifests/00000.json", "quarantine/00000.parquet", first.file]
+    assert second.attempt == 1
+    assert keys(dataset) == ["manifests/00000.json", first.ledger, first.file]
 
 
 @pytest.mark.parametrize("later", [shard_of(1, 2, 3), shard_of(rejected=(BAD,)), shard_of(5, 6, tag="other", rejected=(BAD, BAD))])
 def test_a_loser_whose_bytes_differ_takes_all_of_its_own_away(dataset: Dataset, later: ShardData):
-    winner = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), "winner")
+    winner = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), 1)
     before = {stored.key: dataset.store.get(stored.key) for stored in dataset.store.list()}
-    assert commit(dataset, "00000", later, "loser") == winner
+    assert commit(dataset, "00000", later, 2) == winner
     assert {stored.key: dataset.store.get(stored.key) for stored in dataset.store.list()} == before
 
 
 def test_a_loser_does_not_touch_the_winners_ledger(dataset: Dataset):
     """An attempt that gives a shard up meets one that could do it: the ledger must be that of the manifest."""
     given_up = Rejected("00000", "failed-shard", "out of memory", 0, None, 3)
-    winner = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), "winner")
-    commit(dataset, "00000", ShardData(None, 0, Labels(), [given_up], failure="out of memory"), "loser")
+    winner = commit(dataset, "00000", shard_of(1, 2, rejected=(BAD,)), 1)
+    commit(dataset, "00000", ShardData(None, 0, Labels(), [given_up], failure="out of memory"), 2)
     dataset.finish("images", {"fingerprint": "f"}, dataset.manifests())
     assert winner.ledger is not None
     assert read_ledger(dataset.store.get(winner.ledger)) == [BAD]
@@ -93,12 +96,13 @@ def test_a_loser_does_not_touch_the_winners_ledger(dataset: Dataset):
 
 
 def test_a_winner_beside_a_crashed_attempts_ledger_has_its_own(dataset: Dataset):
-    dataset.store.put("quarantine/00000.parquet", b"of an attempt that died before its manifest")
+    stray = "quarantine/00000-0123456789ab.parquet"
+    dataset.store.put(stray, b"of an attempt that died before its manifest")
     winner = commit(dataset, "00000", shard_of(1, rejected=(BAD,)))
     assert winner.ledger is not None
     assert read_ledger(dataset.store.get(winner.ledger)) == [BAD]
     dataset.finish("images", {}, dataset.manifests())
-    assert verify(dataset.url).strays == ["quarantine/00000.parquet"]
+    assert verify(dataset.url).strays == [stray]
 
 
 @pytest.mark.parametrize("distinct", [1, 3])
@@ -109,7 +113,7 @@ def test_eight_live_attempts_commit_a_shard_once(dataset: Dataset, distinct: int
         rows = tuple(replace(BAD, key=f"r{i}") for i in range(number % distinct))
         data = shard_of(*range(number % distinct + 1), rejected=rows)
         barrier.wait()
-        return commit(Dataset(dataset.url), "00000", data, f"attempt{number}")
+        return commit(Dataset(dataset.url), "00000", data, number)
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(attempt, range(8)))
@@ -162,12 +166,12 @@ def test_finish_describes_the_set_and_lists_its_tars(dataset: Dataset):
 
 def test_the_same_work_gives_the_same_dataset_json(tmp_path: Path):
     written = []
-    for attempt in ("first", "second"):
-        dataset = Dataset(str(tmp_path / attempt))
+    for attempt in (1, 2):
+        dataset = Dataset(str(tmp_path / str(attempt)))
         for shard in ("00000", "00001"):
             commit(dataset, shard, shard_of(1, 2, rejected=(BAD,)), attempt)
         dataset.finish("images", {"fingerprint": "f"}, dataset.manifests())
-        written.append([dataset.store.get(key) for key in ("dataset.json", "index.json", "quarantine/00000.parquet")])
+        written.append([dataset.store.get(key) for key in ("dataset.json", "index.json", *keys(dataset, "quarantine/"))])
     assert written[0] == written[1]
 
 
@@ -203,11 +207,13 @@ manifests = st.builds(
     quarantined=st.integers(0),
     identities=st.builds(Labels, st.integers(0), st.integers(-1), st.integers(-1)),
     fingerprint=st.text(),
-    attempt=st.text(),
+    run=st.text(),
+    attempt=st.integers(1),
     seconds=st.dictionaries(st.text(), st.floats(0, 1e6)),
     counts=st.dictionaries(st.text(), st.integers()),
     failure=st.none() | st.text(),
     ledger=st.none() | st.text(),
+    ledger_sha256=st.none() | st.text(),
 )
 
 
@@ -242,9 +248,9 @@ def brute_force(shards: list[list[int]]) -> dict[str, Any]:
 
 
 def committed(labels: list[int], rejected: int = 0) -> Manifest:
-    return Manifest(
-        "00000", "f" if labels else None, "s", 10 * len(labels), len(labels) + rejected, len(labels), rejected, Labels.of(labels), "f", "a"
-    )  # fmt: skip
+    count = len(labels)
+    file = "f" if labels else None
+    return Manifest("00000", file, "s", 10 * count, count + rejected, count, rejected, Labels.of(labels), "f", "run", 1)
 
 
 @given(st.lists(st.integers(0, 30), max_size=60).map(sorted), st.lists(st.integers(0, 60), max_size=8), st.integers(0, 3))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, GalleryError, GalleryOptions, GalleryShard, require_unit_rows
@@ -33,7 +34,7 @@ def write_set(root: Path, vectors: np.ndarray, identities: np.ndarray, sizes: tu
         span = slice(int(start), int(start) + size)
         rows = Embeddings([f"k{row}" for row in range(span.start, span.stop)], identities[span], vectors[span])
         data = ShardData(write_embeddings(rows), size, Labels.of(rows.identities.tolist()))
-        dataset.commit(f"{number:05d}", data, fingerprint="f", attempt="a", seconds={})
+        dataset.commit(f"{number:05d}", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
     return dataset
 
 

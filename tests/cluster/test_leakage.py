@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, GalleryError, GalleryOptions
 from cluster.leakage import EmbeddedSet, LeakageProcessor, Ranks, read_ranks, require_same_recognizer, run_search, summarise, write_ranks
 from cluster.processor import Unit
-from cluster.shard import ShardError, read_ledger
+from cluster.shard import ShardError
 from cluster.stage import StageOptions, StageResult
 from cluster.store import open_store
 from cluster.verify import verify
@@ -39,7 +40,7 @@ def write_set(root: Path, rows: Embeddings, gaps: Collection[str] = (), **recogn
         kept = [row for row in range(start, min(start + SHARD, len(rows))) if rows.keys[row] not in gaps]
         part = Embeddings([rows.keys[row] for row in kept], rows.identities[kept], rows.vectors[kept])
         data = ShardData(write_embeddings(part) if kept else None, len(kept), Labels.of(part.identities.tolist()))
-        output.commit(f"{number:05d}", data, fingerprint="f", attempt="a", seconds={})
+        output.commit(f"{number:05d}", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
     description = {"name": NAME, "sha256": "0" * 64, "dim": DIM, "mean": [0.5] * 3, "std": [0.5] * 3, **recognizer}
     lineage = {"parent": {"fingerprint": f"images of {root.name}"}, "config": {"recognizer": description}, "fingerprint": f"of {root.name}"}
     output.finish("embeddings", lineage, output.manifests())
@@ -115,7 +116,7 @@ def test_protected_to_original_equals_brute_force(ray_session: None, tmp_path: P
     assert {row[0] for row in expected.values()} >= {BEYOND, 1, 2}, "the example must hold traced and untraced images"
     counts = {name: result.description[name] for name in ("samples_in", "samples", "quarantined")}
     assert counts == {"samples_in": 299, "samples": 237, "quarantined": 62}
-    assert {row.reason for row in read_ledger(output.store.get("quarantine/00002.parquet"))} == {"no-mate"}
+    assert {row.reason for row in output.ledger(output.manifest("00002"))} == {"no-mate"}
     assert verify(output.url, ".parquet").ok
     again = Dataset(str(tmp_path / "again"), ".parquet")
     search(queries, gallery_set, again, num_actors=3, num_workers=2)

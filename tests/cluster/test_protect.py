@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import facemae.model  # noqa: F401  # registers the architectures
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset
 from cluster.inputs import input_units
 from cluster.picture import decode, encode
@@ -100,11 +101,12 @@ def test_a_damaged_picture_costs_itself_alone(tmp_path: Path, ray_session: None)
     Image.new("RGB", (112, 112), "red").save(good, "JPEG")
     for key, data in {"a": good.getvalue(), "b": good.getvalue()[:-60], "c": good.getvalue()}.items():
         writer.add(Sample(key, data, 1, "people/secret name.jpg"))
-    source.commit("00000", ShardData(writer.finish(), 3, Labels.of([1])), fingerprint="f", attempt="a", seconds={})
+    source.commit("00000", ShardData(writer.finish(), 3, Labels.of([1])), fingerprint="f", attempt=Attempt("run", 1), seconds={})
     source.finish("images", {"parent": None, "fingerprint": "f"}, source.manifests())
     result = _protect(source, str(tmp_path / "out"), {}, method="none", num_workers=1)
     assert (result.description["samples"], result.description["quarantined"]) == (2, 1)
-    ledger = Dataset(str(tmp_path / "out")).store.get("quarantine/00000.parquet")
+    output = Dataset(str(tmp_path / "out"))
+    ledger = output.store.get(str(output.manifest("00000").ledger))
     (row,) = read_ledger(ledger)
     assert (row.key, row.reason, row.source) == ("b", "damaged-image", None)
     assert b"secret" not in ledger

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.processor import Processor, Unit
-from cluster.shard import Sample, ShardWriter, read_ledger
+from cluster.shard import Sample, ShardWriter
 from cluster.stage import StageError, StageOptions, run_stage
 from cluster.store import StoreError
 from cluster.verify import verify
+from cluster.worker import Worker
 
 UNITS = [Unit(f"{number:05d}", 3) for number in range(6)]
 
@@ -46,9 +49,11 @@ class Maker(Processor[Unit]):
 
     def compute(self, unit: Unit, fetched: bytes) -> ShardData:
         time.sleep(self.pause)
-        if unit.name == self.unit and self.trouble in ("crash", "error") and self._again():
+        if unit.name == self.unit and self.trouble in ("crash", "error", "slow") and self._again():
             if self.trouble == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.trouble == "slow":
+                time.sleep(20 * self.pause)
             raise ValueError("a picture from hell")
         writer = ShardWriter()
         for number in range(3):
@@ -108,7 +113,7 @@ def test_a_poison_shard_is_quarantined_whole_and_alone(tmp_path: Path, marks: Pa
     result = _run(root, Maker(trouble, "00003", str(marks), times=10**6))
     assert list(result.failed_shards) == ["00003"]
     assert (result.description["samples_in"], result.description["samples"], result.description["quarantined"]) == (18, 15, 3)
-    (row,) = read_ledger(Dataset(root).store.get("quarantine/00003.parquet"))
+    (row,) = Dataset(root).ledger(Dataset(root).manifest("00003"))
     assert row.reason == "failed-shard"
     assert word in row.error
     assert row.num_samples == 3
@@ -172,3 +177,47 @@ def test_sigterm_drains_and_the_next_run_completes(tmp_path: Path, undisturbed: 
     assert result.resumed == len(committed)
     assert _shards(root) == undisturbed
     assert verify(root).ok
+
+
+def test_attempts_are_numbered_and_a_worker_passes_over_what_is_committed(tmp_path: Path, ray_session: None) -> None:
+    root = str(tmp_path / "root")
+    _run(root, Maker(), UNITS)
+    first = Dataset(root).manifests()
+    assert {manifest.attempt for manifest in first} == {1}
+    Dataset(root).store.delete("manifests/00002.json")
+    _run(root, Maker())
+    second = {manifest.shard: manifest for manifest in Dataset(root).manifests()}
+    assert {shard: manifest.attempt for shard, manifest in second.items() if manifest.attempt != 1} == {"00002": 2}
+    assert {manifest.run for manifest in second.values()} == {first[0].run}
+    processor = Maker("error", "00001", str(tmp_path / "nothing"))  # would raise, were it asked
+    worker = Worker(processor, root, ".tar", Attempt("run", 3), second["00001"].fingerprint, 1)
+    worker._dataset = Dataset(root)
+    assert worker.run(UNITS[1]).manifest == second["00001"]
+    worker._fingerprint = "other"
+    assert worker.run(UNITS[1]).fatal
+
+
+def test_a_slow_worker_does_not_hold_the_stage_up(tmp_path: Path, marks: Path, undisturbed: dict[str, str | None]) -> None:
+    """One shard hangs for 20 times as long as the others take: another worker does it."""
+    root = str(tmp_path / "root")
+    started = time.monotonic()
+    result = _run(root, Maker("slow", "00000", str(marks), pause=1.0), in_flight=1)
+    assert len(list(marks.iterdir())) == 1
+    assert time.monotonic() - started < 15
+    assert _shards(root) == undisturbed
+    assert result.committed == 6
+    assert verify(root).ok
+
+
+def test_draining_finishes_what_computes_and_gives_back_the_rest(tmp_path: Path) -> None:
+    worker = Worker(Maker(pause=0.5), str(tmp_path), ".tar", Attempt("run", 1), "f", 1)
+    worker._dataset = Dataset(str(tmp_path))
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = [pool.submit(worker.run, unit) for unit in UNITS[:3]]
+        time.sleep(0.2)
+        worker.drain()
+        found = [outcome.result() for outcome in outcomes]
+    assert sum(outcome.manifest is not None for outcome in found) == 1
+    assert sum(outcome.drained for outcome in found) == 2
+    assert worker.run(UNITS[4]).drained
+    assert len(Dataset(str(tmp_path)).names()) == 1

@@ -6,6 +6,8 @@ import errno
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,15 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.s3 import S3Store
 from cluster.seaweedfs import Endpoint
 from cluster.store import (
     AlreadyExists,
     LocalStore,
     NotFound,
-    S3Store,
     Store,
     StoredObject,
     StoreError,
+    Unfinished,
     join_url,
     open_store,
     read_url,
@@ -142,7 +145,7 @@ class ForgetfulStore:
     def __init__(self, inner: Store) -> None:
         self._inner, self.url = inner, inner.url
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, sha256: str | None = None) -> None:
         self._inner.put(key, data)
 
     def get(self, key: str) -> bytes:
@@ -159,6 +162,12 @@ class ForgetfulStore:
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        return self._inner.unfinished()
+
+    def discard(self, unfinished: Unfinished) -> None:
+        self._inner.discard(unfinished)
 
 
 def test_a_store_that_ignores_if_none_match_is_refused(store: Store):
@@ -325,7 +334,7 @@ def test_a_write_that_fails_leaves_the_old_object_and_nothing_else(
     store = LocalStore(tmp_path)
     store.put("kept", b"old")
 
-    def fail(*_args: object) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for name in ["fsync"] if call == "fsync" else ["link", "replace"]:
@@ -339,20 +348,30 @@ def test_a_write_that_fails_leaves_the_old_object_and_nothing_else(
     assert store.get("kept") == b"old"
 
 
-def test_a_process_killed_in_the_middle_of_a_write_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.faults
+@pytest.mark.parametrize("named", [False, True])
+def test_a_process_killed_in_the_middle_of_a_write_shows_nothing(tmp_path: Path, named: bool):
+    script = f"""
+import os, signal
+from cluster import store
+if {named}:
+    del os.O_TMPFILE  # another system
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+store.LocalStore({str(tmp_path)!r}).put("shards/a.tar", b"half")
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     store = LocalStore(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_args, **_kwargs: None)  # a killed process does not clean up
-        patch.setattr(os, "fsync", lambda _file: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            store.put("shards/a.tar", b"half")
-    (leftover,) = files_below(tmp_path)
-    assert leftover.startswith(".tmp-")
+    left = files_below(tmp_path)
+    assert len(left) == named
+    assert [each.key for each in store.unfinished()] == [f"shards/{name}" for name in left]
     assert list(store.list()) == list(store.list("shards/")) == []
     with pytest.raises(NotFound):
         store.get("shards/a.tar")
     store.put("shards/a.tar", b"whole", if_absent=True)
     assert [stored.key for stored in store.list()] == ["shards/a.tar"]
+    for each in store.unfinished():
+        store.discard(each)
+    assert files_below(tmp_path) == ["a.tar"]
 
 
 def test_readers_never_see_half_an_object(tmp_path: Path):
@@ -380,7 +399,7 @@ def test_permission_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StoreError, match="Permission denied") as caught:
         LocalStore(tmp_path).put("a", b"1")
     assert caught.value.fatal

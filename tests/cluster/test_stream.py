@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.order import OrderError, Plan, read_counts, shard_order
@@ -40,7 +41,7 @@ def write_dataset(root: Path, counts: list[int], per_identity: int = 3, embedded
         for n in numbers:
             writer.add(Sample(f"k{n:04d}", picture(n), n // per_identity))
         name, number = f"{shard:05d}", number + count
-        commit: dict[str, Any] = {"fingerprint": "f", "attempt": "a", "seconds": {}}
+        commit: dict[str, Any] = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}
         dataset.commit(name, ShardData(writer.finish(), count, Labels.of(writer.labels)), **commit)
         if embedded:
             numbers.reverse()
@@ -174,7 +175,7 @@ def test_a_sample_without_embedding_is_named(tmp_path: Path):
     dataset = write_dataset(tmp_path, [6], embedded=False)
     rows = Embeddings(["k0000"], np.array([0]), np.stack([vector(0)]))
     data = ShardData(write_embeddings(rows), 1, Labels.of([0]))
-    dataset.embeddings("toy").commit("00000", data, fingerprint="f", attempt="a", seconds={})
+    dataset.embeddings("toy").commit("00000", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
     with pytest.raises(StreamError, match=r"shard 00000: no embedding for 'k000\d'"):
         list(Stream(dataset, Plan(read_counts(dataset), 4, 1, 4), "toy").batches(0, 1))
 
@@ -183,7 +184,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path):
     dataset, writer = Dataset(str(tmp_path)), ShardWriter()
     for n in range(4):
         writer.add(Sample(f"k{n}", picture(n) if n else b"no picture", n))
-    dataset.commit("00000", ShardData(writer.finish(), 4, Labels.of(range(4))), fingerprint="f", attempt="a", seconds={})
+    dataset.commit("00000", ShardData(writer.finish(), 4, Labels.of(range(4))), fingerprint="f", attempt=Attempt("run", 1), seconds={})
     dataset.finish("images", {}, dataset.manifests())
     with pytest.raises(StreamError, match=r"the picture of k0 .*facemae verify"):
         list(Stream(dataset, Plan(read_counts(dataset), 4, 1, 4)).batches(0, 1))

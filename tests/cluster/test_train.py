@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embed import EmbedProcessor
 from cluster.picture import encode
@@ -36,7 +37,7 @@ from facemae.recognizer.export import export_onnx
 from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.training import LossConfig, ReconstructionLoss, batch_loss, learning_rate, param_groups
 
-COMMIT: dict[str, Any] = {"fingerprint": "f", "attempt": "a", "seconds": {}}
+COMMIT: dict[str, Any] = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}
 
 
 def write_training_set(root: Path, embedded: bool = True) -> Dataset:

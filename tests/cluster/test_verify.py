@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster import attempt
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
 from cluster.embedding import Embeddings, write_embeddings
+from cluster.s3 import S3Store
 from cluster.shard import Rejected, Sample, ShardWriter, write_ledger
-from cluster.store import StoreError
-from cluster.verify import Verification, verify
+from cluster.store import LocalStore, StoreError
+from cluster.verify import Verification, clean, verify
 
-COMMIT = {"fingerprint": "f", "attempt": "a", "seconds": {}}
+COMMIT = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}
 
 
 def build(root: str, *, doubled: str | None = None, parent: dict | None = None) -> Dataset:
@@ -72,7 +76,9 @@ def file_of(dataset: Dataset, shard: str) -> str:
     return str(dataset.manifest(shard).file)
 
 
-LEDGER = "quarantine/00001.parquet"
+def ledger_of(dataset: Dataset) -> str:
+    return str(dataset.manifest("00001").ledger)
+
 
 DAMAGE: dict[str, tuple[Callable[[Dataset], None], str]] = {
     "deleted shard": (lambda d: d.store.delete(file_of(d, "00002")), "00002"),
@@ -89,10 +95,10 @@ DAMAGE: dict[str, tuple[Callable[[Dataset], None], str]] = {
     "ledger struck from a manifest": (lambda d: edited(d, "00001", ledger=None), "0 samples in the quarantine"),
     "bytes edited in a manifest": (lambda d: edited(d, "00001", num_bytes=1), "00001"),
     "missing manifest": (lambda d: d.store.delete("manifests/00001.json"), "manifests say"),
-    "missing ledger": (lambda d: d.store.delete(LEDGER), "quarantine/00001"),
-    "ledger that is no parquet": (lambda d: d.store.put(LEDGER, b"rows"), "00001"),
-    "ledger cut short": (lambda d: d.store.put(LEDGER, d.store.get(LEDGER)[:-9]), "00001"),
-    "empty ledger": (lambda d: d.store.put(LEDGER, write_ledger([])), "0 samples in the quarantine"),
+    "missing ledger": (lambda d: d.store.delete(ledger_of(d)), "quarantine/00001"),
+    "ledger that is no parquet": (lambda d: d.store.put(ledger_of(d), b"rows"), "00001"),
+    "ledger cut short": (lambda d: d.store.put(ledger_of(d), d.store.get(ledger_of(d))[:-9]), "00001"),
+    "empty ledger": (lambda d: d.store.put(ledger_of(d), write_ledger([])), "is not what its manifest says"),
     "missing dataset.json": (lambda d: d.store.delete("dataset.json"), "unfinished"),
     "damaged dataset.json": (lambda d: d.store.put("dataset.json", b"{"), "dataset.json"),
     "dataset.json of another schema": (lambda d: rewrite(d, "dataset.json", schema=99), "schema 99"),
@@ -175,8 +181,9 @@ def test_an_unfinished_set_is_no_sound_one(any_root: str):
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
     dataset = build(str(tmp_path))
     dataset.store.put("manifests/00001.json", b"{")
-    with pytest.raises(StoreError, match=r"manifests/00001\.json"):
-        verify(dataset.url)
+    found = verify(dataset.url)
+    assert "manifests/00001.json is not a manifest" in found.problems[0]
+    assert found.totals["samples_in"] == 8
 
 
 def test_the_parents_samples_must_all_have_come_in(tmp_path):
@@ -216,3 +223,73 @@ def test_embeddings_are_verified_in_their_own_right(tmp_path):
 
 def test_embeddings_with_other_labels_are_a_problem(tmp_path):
     assert not embedded(build(str(tmp_path)), [0, 0, 1, 2]).ok
+
+
+# --- tidying up ---
+
+
+def litter(dataset: Dataset) -> set[str]:
+    """What killed attempts leave: a tar and a ledger whose shard was committed with others, a probe, a write cut short."""
+    left = {"shards/00001-0123456789ab.tar", "quarantine/00001-0123456789ab.parquet", ".probe-0123"}
+    for key in left:
+        dataset.store.put(key, b"left over")
+    if isinstance(dataset.store, LocalStore):
+        (dataset.store.root / "shards" / ".tmp-0123").write_bytes(b"half")
+        left.add("shards/.tmp-0123")
+    else:
+        assert isinstance(dataset.store, S3Store)
+        key = "shards/00001-ba9876543210.tar"
+        dataset.store._client.create_multipart_upload(Bucket=dataset.store.bucket, Key=dataset.store._full(key))
+        left.add(key)
+    return left
+
+
+def test_cleaning_removes_what_dead_attempts_left_and_nothing_else(any_root: str):
+    dataset = build(any_root)
+    mine = {"notes.txt", "shards/00009-0123456789ab.tar", "shards/00001.tar"}  # a user's, and one of a shard that may yet be committed
+    for key in mine:
+        dataset.store.put(key, b"mine")
+    before = {stored.key: dataset.store.get(stored.key) for stored in dataset.store.list()}
+    left = litter(dataset)
+    found = verify(any_root)
+    assert set(found.strays) | {each.key for each in found.unfinished} == left | mine
+    assert set(clean(any_root)) == left
+    assert {stored.key: dataset.store.get(stored.key) for stored in dataset.store.list()} == before
+    assert set(verify(any_root).strays) == mine
+    assert clean(any_root) == []
+
+
+def test_cleaning_waits_for_the_living(any_root: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attempt, "BEAT_SECONDS", 0.1)
+    dataset = build(any_root)
+    left = litter(dataset)
+    with attempt.attempting(dataset.store), pytest.raises(StoreError, match="attempt 1 is at work"):
+        clean(any_root)
+    assert set(clean(any_root)) == left
+
+
+def test_an_object_that_was_committed_since_the_listing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A driver that was stopped for longer than anybody's patience commits between our listing and our look at the shard."""
+    dataset = build(str(tmp_path))
+    late = dataset.manifest("00002")
+    dataset.store.delete("manifests/00002.json")
+    real = Dataset.committed
+
+    def committed(self: Dataset, shard: str) -> Manifest | None:
+        if shard == "00002":
+            self.publish(late)
+        return real(self, shard)
+
+    monkeypatch.setattr(Dataset, "committed", committed)
+    assert clean(str(tmp_path)) == []
+    assert verify(str(tmp_path)).ok
+
+
+def test_shards_that_were_given_up_are_named(tmp_path: Path):
+    dataset = build(str(tmp_path))
+    given_up = [Rejected("00003", "failed-shard", "out of memory", 0, None, 3)]
+    dataset.commit("00003", ShardData(None, 0, Labels(), given_up, failure="out of memory"), **COMMIT)
+    dataset.finish("images", {"parent": None}, dataset.manifests())
+    found = verify(str(tmp_path))
+    assert found.ok
+    assert found.given_up == {"00003": "out of memory"}

@@ -8,11 +8,12 @@ export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test test-all lint bench lock clean
+.PHONY: help demo test test-all faults fuzz lint bench lock clean
 
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 5 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
+	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed (about 30 minutes on 2 cores)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
 	@echo "make lock    resolve the dependencies again into constraints.txt"
@@ -30,6 +31,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not scale"
+
+faults: $(READY)
+	$(BIN)/python -m pytest tests/faults -m "faults" --kills 24 --faults-report faults.json
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

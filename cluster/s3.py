@@ -199,6 +199,7 @@ class S3Store:
     def _translated(self, key: str) -> Iterator[None]:
         """Raise the protocol's errors in place of botocore's; no message carries a credential."""
         from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
 
         where = f"{self.url}/{key}" if key else self.url
         try:
@@ -210,7 +211,7 @@ class S3Store:
             raise StoreError(f"{where}: {error}: {remedy}", fatal=True) from None
         except boto.EndpointConnectionError:
             raise StoreError(f"{where}: the endpoint does not answer: check AWS_ENDPOINT_URL and the network") from None
-        except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.ReadTimeoutError) as error:
+        except (boto.IncompleteReadError, boto.ResponseStreamingError, boto.ReadTimeoutError, ResponseParserError) as error:
             raise DamagedTransfer(f"{where}: {error}") from None
         except (boto.BotoCoreError, boto.HTTPClientError) as error:
             raise StoreError(f"{where}: {error}") from None

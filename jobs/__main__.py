@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 
 JOBS = {
@@ -23,6 +24,9 @@ def main() -> int:
     """Entry point of the ``facemae`` command."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(_help())
+        return 0
+    if sys.argv[1] == "--version":
+        print(f"facemae {importlib.metadata.version('facemae')}")
         return 0
     job = sys.argv[1]
     if job not in JOBS:

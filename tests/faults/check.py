@@ -85,11 +85,11 @@ def compare(root: str, undisturbed: Snapshot) -> Tally:
     """Everything below ``root`` (a folder or s3://bucket/prefix) against an undisturbed run."""
     examined = _Examination(root)
     tally, found = examined.tally, examined.snapshot
-    for here, there in ((found.samples, undisturbed.samples), (found.ledger, undisturbed.ledger)):
-        for key, value in here.items():  # type: ignore[attr-defined]
-            if key not in there or there[key] != value:  # type: ignore[index]
-                tally.count("changed", f"{key} is {value}, in the undisturbed run {there.get(key)}")  # type: ignore[attr-defined]
-    for key in {*undisturbed.samples, *undisturbed.ledger} - {*found.samples, *found.ledger}:
+    here, there = {**found.samples, **found.ledger}, {**undisturbed.samples, **undisturbed.ledger}
+    for key in here:
+        if here[key] != there.get(key):
+            tally.count("changed", f"{key} is {here[key]}, in the undisturbed run {there.get(key)}")
+    for key in there.keys() - here.keys():
         tally.count("lost", key)
     return tally
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS = 60
+START_SECONDS = 120
 _PREFIX = "127.0.77."
 _DETECTION = {
     # the death of a node is noticed after a second, not after half a minute: the tests wait for it
@@ -48,7 +48,7 @@ class Cluster:
     """The running nodes; ``nodes[0]`` is the head, where the cluster's memory is, and cannot be lost."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
+        self.folder = folder
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self.environment = {**inherited, **_DETECTION, **token, "RAY_DISABLE_IMPORT_WARNING": "1", **environment}
@@ -66,14 +66,14 @@ class Cluster:
         self._started += 1
         ip = f"{_PREFIX}{self._started}"
         if self._started == 1:
-            place = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+            place = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
             place.append(f"--ray-client-server-port={_free_port(ip)}")  # its default would meet another cluster's
         else:
             place = [f"--address={self.address}"]
         options = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={_free_port(ip)}"]
         options += ["--object-store-memory=80000000", "--disable-usage-stats", f"--num-cpus={num_cpus}", f"--node-ip-address={ip}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, *options]
-        log = self._folder / f"node-{ip}.log"
+        log = self.folder / f"node-{ip}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
         node = Node(ip, process)
@@ -116,7 +116,7 @@ class Cluster:
             node.kill()
 
     def _job_log(self, number: int) -> Path:
-        return self._folder / f"job-{number}.log"
+        return self.folder / f"job-{number}.log"
 
 
 @contextlib.contextmanager

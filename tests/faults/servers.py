@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -70,9 +71,9 @@ def seaweedfs_to_break(folder: Path) -> Iterator[Server]:
             server.close()
 
 
-def client(endpoint: Endpoint) -> object:
+def client(endpoint: Endpoint, *, read_timeout: float = 10) -> Any:
     """A boto3 client for a server on this machine, which does not retry."""
-    options = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10)
+    options = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=read_timeout)
     keys = {"aws_access_key_id": endpoint.access_key, "aws_secret_access_key": endpoint.secret_key, "region_name": "us-east-1"}
     return boto3.client("s3", endpoint_url=endpoint.url, config=options, **keys)
 
@@ -87,7 +88,8 @@ def await_buckets(endpoint: Endpoint, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(BotoCoreError, ClientError):
-            s3.create_bucket(Bucket=bucket)
+            with contextlib.suppress(ClientError):  # made in an earlier round
+                s3.create_bucket(Bucket=bucket)
             s3.put_object(Bucket=bucket, Key="a", Body=b"a")
             s3.delete_object(Bucket=bucket, Key="a")
             s3.delete_bucket(Bucket=bucket)

@@ -19,6 +19,8 @@ from cluster.session import session
 from cluster.source import open_source
 from cluster.stage import StageOptions, run_stage
 
+pytest_plugins = ["tests.faults.report"]
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:

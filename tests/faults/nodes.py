@@ -1,0 +1,156 @@
+"""A real Ray cluster of several nodes on this machine, each a raylet with a loopback address of its own, to lose nodes from.
+
+It keeps to itself: its own token, temporary folder and free ports, so that another Ray session may run beside it, in the same test
+process too. The job under test is therefore a child process: ``cluster.run_job("protect", [...])``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+START_SECONDS = 120
+_PREFIX = "127.0.77."
+_DETECTION = {
+    # the death of a node is noticed after a second, not after half a minute: the tests wait for it
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: its address, and the ``ray start --block`` whose descendants are its raylet, agents and workers."""
+
+    ip: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> list[int]:
+        """Kill -9 of everything that runs on this node, as a power cut does. Returns the pids."""
+        return kill_tree(self.process)
+
+
+class Cluster:
+    """The running nodes; ``nodes[0]`` is the head, where the cluster's memory is, and cannot be lost."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.environment = {**inherited, **_DETECTION, **token, "RAY_DISABLE_IMPORT_WARNING": "1", **environment}
+        self.nodes: list[Node] = []
+        self._started = 0
+        self._jobs: list[subprocess.Popen[bytes]] = []
+        self.address = f"{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
+
+    def add(self, num_cpus: int) -> Node:
+        """Start one more node and return when the cluster knows it.
+
+        Raises:
+            RuntimeError: it did not start; the message holds the end of its log.
+        """
+        self._started += 1
+        ip = f"{_PREFIX}{self._started}"
+        if self._started == 1:
+            place = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
+            place.append(f"--ray-client-server-port={_free_port(ip)}")  # its default would meet another cluster's
+        else:
+            place = [f"--address={self.address}"]
+        options = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={_free_port(ip)}"]
+        options += ["--object-store-memory=80000000", "--disable-usage-stats", f"--num-cpus={num_cpus}", f"--node-ip-address={ip}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, *options]
+        log = self.folder / f"node-{ip}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+        node = Node(ip, process)
+        self.nodes.append(node)
+        deadline = time.monotonic() + START_SECONDS
+        while b"Ray runtime started" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the Ray node {ip} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        return node
+
+    def kill(self, node: Node) -> list[int]:
+        """Lose a node. Returns the pids that were killed.
+
+        Raises:
+            ValueError: it is the head, without which there is no cluster.
+        """
+        if node is self.nodes[0]:
+            raise ValueError("the head node cannot be killed: the cluster would be gone. Give it num_cpus=0 and kill another")
+        self.nodes.remove(node)
+        return node.kill()
+
+    def run_job(self, job: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start ``facemae JOB ARGUMENTS`` on the cluster; its output goes to ``job-N.log`` (``log_of``). Killed at the end of the block."""
+        command = [sys.executable, "-m", "jobs", job, *arguments, "--address", self.address]
+        with self._job_log(len(self._jobs)).open("wb") as output:
+            process = subprocess.Popen(command, env={**self.environment, **(environment or {})}, stdout=output, stderr=output)
+        self._jobs.append(process)
+        return process
+
+    def log_of(self, process: subprocess.Popen[bytes]) -> str:
+        """What a job has printed so far."""
+        return self._job_log(self._jobs.index(process)).read_text(errors="replace")
+
+    def close(self) -> None:
+        """Kill jobs and nodes; the head last."""
+        for process in self._jobs:
+            kill_tree(process)
+        for node in reversed(self.nodes):
+            node.kill()
+
+    def _job_log(self, number: int) -> Path:
+        return self.folder / f"job-{number}.log"
+
+
+@contextlib.contextmanager
+def nodes(num_cpus: Sequence[int] = (0, 1, 1), environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster with one node per entry, the first of them the head, until the block ends; about 5 seconds a node.
+
+    ``environment`` is added to that of all its processes, the jobs' and workers' included.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))  # sockets live in it, and their paths must stay under 108 bytes
+    cluster = Cluster(folder, environment or {})
+    try:
+        for count in num_cpus:
+            cluster.add(count)
+        yield cluster
+    finally:
+        cluster.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> list[int]:
+    """Kill -9 of a process and all its descendants, and wait until they are gone. Returns the pids."""
+    try:
+        root = psutil.Process(process.pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:  # the parent first, so that it cannot clean up or start another
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+    return [member.pid for member in family]
+
+
+def _free_port(ip: str) -> int:
+    with socket.create_server((ip, 0)) as probe:
+        return int(probe.getsockname()[1])

@@ -22,6 +22,11 @@ from cluster.stage import StageOptions, run_stage
 pytest_plugins = ["tests.faults.report"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the fault suite."""
+    parser.addoption("--kills", type=int, default=0, help="kills of one fault case; 0: the short selection")
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """SeaweedFS, its address and keys in the environment of this process and of the Ray workers it starts."""

@@ -86,8 +86,21 @@ def test_a_damaged_set_does_not_verify(make_dataset: MakeDataset, tmp_path: Path
     assert "00001" in capsys.readouterr().out
 
 
+def test_cleaning_up_from_the_command_line(make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=4,images=4", shard_size=8)
+    left = tmp_path / "original" / "shards" / "00001-0123456789ab.tar"
+    left.write_bytes(b"of a dead attempt")
+    assert verify.main([source.url]) == 2
+    assert "--clean removes what dead attempts left" in capsys.readouterr().out
+    assert left.exists()
+    assert verify.main([source.url, "--clean"]) == 0
+    assert f"removed {source.url}/shards/{left.name}" in capsys.readouterr().out
+    assert not left.exists()
+
+
 def test_an_unknown_job_and_the_help() -> None:
     run = [sys.executable, "-m", "jobs"]
+    assert subprocess.run([*run, "--version"], capture_output=True, text=True, timeout=60).stdout.startswith("facemae 0.")
     shown = subprocess.run([*run, "--help"], capture_output=True, text=True, timeout=60).stdout
     for job in ("ingest", "train", "protect", "embed", "leakage", "verify", "report", "pipeline"):
         assert f"  {job}" in shown

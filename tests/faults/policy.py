@@ -54,12 +54,13 @@ FLAKY = (Kind.ERROR_500, Kind.SLOW_DOWN, Kind.RESET_BEFORE, Kind.RESET_WITHIN, K
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it reached the proxy. ``key`` begins with the bucket; ``length`` is None where the body comes in HTTP chunks."""
+    """One request as it reached the proxy. ``key`` begins with the bucket; ``ports`` are the client's and the proxy's; ``length`` is
+    None where the body comes in HTTP chunks."""
 
     method: str
     key: str
     query: str
-    client_port: int
+    ports: tuple[int, int]
     length: int | None
 
     def fits(self, kind: Kind) -> bool:
@@ -173,7 +174,7 @@ class KillAt:
         shard = shard_of(request.key)
         if not chosen or not self._keys.search(request.key) or self._left < 1 or self._kills[shard] >= self._per_key_limit:
             return None
-        victim = owner(request.client_port)
+        victim = owner(request.ports)
         if victim is None or not self._victims.match(title(victim)):
             return None
         self._left -= 1
@@ -187,10 +188,10 @@ def shard_of(key: str) -> str:
     return found[1] if found else key
 
 
-def owner(port: int) -> psutil.Process | None:
-    """The process on this machine whose TCP connection has ``port`` at its own end."""
-    pids = (connection.pid for connection in psutil.net_connections("tcp") if connection.laddr and connection.laddr.port == port)
-    pid = next((pid for pid in pids if pid), None)
+def owner(ports: tuple[int, int]) -> psutil.Process | None:
+    """The process on this machine at the near end of the TCP connection from the first port to the second."""
+    connections = (found for found in psutil.net_connections("tcp") if found.laddr and found.raddr)
+    pid = next((found.pid for found in connections if (found.laddr.port, found.raddr.port) == ports), None)
     try:
         return psutil.Process(pid) if pid else None
     except psutil.NoSuchProcess:

@@ -76,7 +76,7 @@ class FaultProxy:
         try:
             while (head := await client.read_head()) is not None:
                 path, _, query = head.first[1].partition("?")
-                request = Request(head.first[0], unquote(path).lstrip("/"), query, client.peer_port, head.body_length())
+                request = Request(head.first[0], unquote(path).lstrip("/"), query, client.ports, head.body_length())
                 rng = self._generator(request)
                 fault = self.policy.decide(request, rng)
                 if not await Exchange(client, connect, head, request, fault, rng, self._log).run():

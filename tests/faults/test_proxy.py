@@ -297,17 +297,17 @@ def test_nobody_is_killed_whom_the_filter_does_not_admit(child: Callable[[str], 
 
 
 def test_a_shard_costs_no_more_kills_than_allowed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tests.faults.policy.owner", lambda port: psutil.Process())
+    monkeypatch.setattr("tests.faults.policy.owner", lambda ports: psutil.Process())
     monkeypatch.setattr("tests.faults.policy.title", lambda process: "ray::Worker.run")
     policy = KillAt("put", per_key_limit=2, limit=5)
     rng = random.Random(0)
     kills = [
         shard for shard in ["00001", "00002", "00003"] for _ in range(4)
-        if policy.decide(Request("PUT", f"b/x/shards/{shard}-0123456789ab.tar", "", 1, 10), rng)
+        if policy.decide(Request("PUT", f"b/x/shards/{shard}-0123456789ab.tar", "", (1, 2), 10), rng)
     ]  # fmt: skip
     assert kills == ["00001", "00001", "00002", "00002", "00003"]
-    assert policy.decide(Request("GET", "b/x/shards/00009-0123456789ab.tar", "", 1, 10), rng) is None
-    assert policy.decide(Request("PUT", "b/x/manifests/00009.json", "", 1, 10), rng) is None
+    assert policy.decide(Request("GET", "b/x/shards/00009-0123456789ab.tar", "", (1, 2), 10), rng) is None
+    assert policy.decide(Request("PUT", "b/x/manifests/00009.json", "", (1, 2), 10), rng) is None
 
 
 def test_the_same_seed_meets_the_same_request_with_the_same_fault(s3_server: Endpoint, direct: Any, key: str):
@@ -340,8 +340,9 @@ def test_names_of_shards_and_owners_of_ports():
     assert shard_of("b/root/shards/00042-0123456789ab.tar") == shard_of("b/root/manifests/00042.json") == "00042"
     assert shard_of("b/root/dataset.json") == "b/root/dataset.json"
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as connection:
-        found = owner(connection.getsockname()[1])
-    assert found == psutil.Process()
+        ports = connection.getsockname()[1], listener.getsockname()[1]
+        assert owner(ports) == psutil.Process()
+        assert owner((ports[0], ports[0])) is None
     assert Head(b"", ("HTTP/1.1", "204"), {"content-length": "5"}).body_length("GET") == 0
 
 

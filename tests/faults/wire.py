@@ -59,7 +59,8 @@ class Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self._writer = reader, writer
         writer.transport.set_write_buffer_limits(0)  # drain() then waits until the kernel has all
-        self.peer_port: int = writer.get_extra_info("peername")[1]
+        self.ports: tuple[int, int] = (writer.get_extra_info("peername")[1], writer.get_extra_info("sockname")[1])
+        """The other side's and our own."""
 
     @classmethod
     async def connect(cls, host: str, port: int) -> Stream:

@@ -85,7 +85,7 @@ def test_a_killer_at_large(here: World, kills: int, long: None, fault_case: Case
     """A random worker dies every second or so, whatever it does."""
     undisturbed, root = here.undisturbed("protect"), here.new_root()
     fault_case.seed = 5
-    killer = Killer(1.0, WORKERS, str(here.cluster._folder), seed=5, limit=kills)
+    killer = Killer(1.0, WORKERS, str(here.cluster.folder), seed=5, limit=kills)
     with here.faults(Random(1.0, (Kind.SLOW,), keys=f"{root.removeprefix('s3://')}/shards/", seconds=1.0)):  # so that it lasts
         process = here.cluster.run_job("protect", here.protect(root))
         here.await_manifests(root, 1, process)

@@ -10,7 +10,7 @@ from cluster.store import NotFound, Store, StoredObject
 
 MAX_SHARD_BYTES = 2 << 30
 """What one unit of a source may fetch: it is held in memory whole. A larger tar is refused unread."""
-MAX_NAME_LENGTH = 4096
+MAX_NAME_LENGTH = 1024
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Control characters, line ends, and what turns the direction of writing."""
 

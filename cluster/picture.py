@@ -17,6 +17,8 @@ from cluster.tar import MAX_MEMBER_BYTES
 SIZE = 112
 """Side of an aligned face in pixels (ArcFace template)."""
 MAX_PIXELS = 4096 * 4096
+MAX_DECODE_BYTES = 512 << 20
+"""Memory that one picture may take (measured: 450 MiB for a WebP of MAX_PIXELS; tests/cluster/test_picture.py holds it)."""
 MAX_SCANS = 100
 """Scans of a progressive JPEG; encoders write about ten."""
 JPEG_QUALITY = 92
@@ -77,8 +79,8 @@ def encode(picture: np.ndarray) -> bytes:
 def align(data: bytes | memoryview, *, resize: bool) -> Aligned:
     """Make a source file a 112 x 112 JPEG. A JPEG that already is one, and upright, is kept byte for byte.
 
-    Of an animation the first picture counts, and transparency is dropped. A picture takes at most about 256 MiB while it is made over
-    (``MAX_PIXELS`` in its widest form and one copy), one of another size without ``resize`` nothing.
+    Of an animation the first picture counts, and transparency is dropped. A picture takes up to ``MAX_DECODE_BYTES`` while it is made
+    over; without ``resize`` nothing of another size is decoded.
 
     Args:
         resize: scale pictures of another size (area filter, whole picture) instead of refusing them.

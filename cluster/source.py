@@ -175,16 +175,18 @@ class RecordSource(Source):
         view = memoryview(fetched)
         for start, stop in pairwise(places):
             try:
-                for record in read_records(view[start - places[0] : stop - places[0]]):
-                    source = f"record {record.number}"
-                    if record.identity is None:
-                        yield Rejected("", "bad-label", "the record's label is no integer >= 0", len(record.image), source)
-                    else:
-                        yield Sample("", record.image, record.identity, source)
+                found = list(read_records(view[start - places[0] : stop - places[0]]))
                 if start == stop:
                     raise ShardError("the index gives the record no bytes")
-            except ShardError as error:
+            except ShardError as error:  # what could be read of it is not to be trusted either
                 yield Rejected("", "damaged-record", str(error), stop - start, _bytes(start, stop))
+                continue
+            for record in found:
+                source = f"record {record.number}"
+                if record.identity is None:
+                    yield Rejected("", "bad-label", "the record's label is no integer >= 0", len(record.image), source)
+                else:
+                    yield Sample("", record.image, record.identity, source)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def read_members(data: bytes | memoryview) -> Iterator[Member]:
             return
         if not _checksum_fits(header, offset):
             raise ShardError(f"the tar header at byte {offset} is damaged (checksum)")
-        kind, start = _kind(header), offset + BLOCK
+        kind, start = _kind(header, attributes), offset + BLOCK
         if kind == b"S":
             start = _end_of_sparse_map(view, header, start)
         size = _size(header, kind, attributes, offset)
@@ -107,10 +107,12 @@ def _member(header: bytes, kind: bytes, data: memoryview, attributes: dict[bytes
     return Member(text, data[:0], problem)
 
 
-def _kind(header: bytes) -> bytes:
-    """The type of a member. Before POSIX a folder was a file whose name ends in a slash."""
+def _kind(header: bytes, attributes: dict[bytes, bytes]) -> bytes:
+    """The type of a member. Before POSIX a folder was a file whose name, the whole of it, ends in a slash."""
     kind = header[156:157]
-    return b"5" if kind == b"\0" and header[:100].partition(b"\0")[0].endswith(b"/") else kind
+    if kind == b"\0" and attributes.get(b"path", header[:100].partition(b"\0")[0]).endswith(b"/"):
+        return b"5"
+    return kind
 
 
 def _size(header: bytes, kind: bytes, attributes: dict[bytes, bytes], offset: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cluster.picture_header import is_adobe, jpeg_orientation, png_problem, webp_size
+from cluster.picture_header import jpeg_orientation, png_problem, webp_size
 from cluster.tar import MAX_MEMBER_BYTES
 
 SIZE = 112
@@ -126,10 +126,8 @@ def _decode_jpeg(data: bytes | memoryview, colorspace: str) -> np.ndarray:
         raise PictureError("damaged-image", f"the JPEG does not decode: {error}") from None
     if picture.shape[2] == 3:
         return picture
-    if not is_adobe(data):
-        np.subtract(255, picture, out=picture)
     rgb = np.empty((*picture.shape[:2], 3), np.uint8)
-    for channel in range(3):  # one at a time: the products need two bytes a pixel
+    for channel in range(3):  # CMYK inverted, as Adobe and all others write it; one at a time: products take two bytes
         rgb[..., channel] = (picture[..., channel].astype(np.uint16) * picture[..., 3] + 127) // 255
     return rgb
 

@@ -59,11 +59,6 @@ def jpeg_orientation(data: bytes | memoryview) -> int:
     return 1
 
 
-def is_adobe(data: bytes | memoryview) -> bool:
-    """Whether a JPEG is marked as Adobe's, which stores CMYK inverted."""
-    return any(marker == 0xEE and payload.startswith(b"Adobe") for marker, payload in _segments(data))
-
-
 def _segments(data: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
     """Marker and payload of the segments before a JPEG's first scan."""
     offset = 2

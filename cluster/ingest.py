@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.dataset import Labels, ShardData
+from cluster.listing import MAX_SHARD_BYTES
 from cluster.lookahead import ahead_map, chunks, codec_pool
 from cluster.picture import SIZE, PictureError, align
 from cluster.processor import Processor, Unit
@@ -13,6 +15,30 @@ from cluster.shard import Rejected, Sample, ShardWriter
 from cluster.source import Source
 
 CHUNK = 64
+MAX_ROWS = 100_000
+"""Rows of one shard's ledger; a tar of millions of tiny members gets one more row that counts the rest."""
+REJECTED = "rejected:"
+
+
+class _Ledger:
+    """The rows of one shard, of bounded number, and exact counts by reason."""
+
+    def __init__(self, shard: str) -> None:
+        self._shard, self._rows, self._more = shard, list[Rejected](), 0
+        self.counts: Counter[str] = Counter()
+
+    def add(self, row: Rejected) -> None:
+        """Take a row, or count it."""
+        self.counts[REJECTED + row.reason] += row.num_samples
+        if len(self._rows) < MAX_ROWS:
+            self._rows.append(row)
+        else:
+            self._more += row.num_samples
+
+    def rows(self) -> list[Rejected]:
+        """The rows, and one for those above the limit."""
+        error = f"{self._more} more than the {MAX_ROWS} that are listed; the manifest counts all of them by reason"
+        return self._rows + [Rejected(self._shard, "not-listed", error, 0, None, self._more)] * bool(self._more)
 
 
 class IngestProcessor(Processor[Unit]):
@@ -41,20 +67,22 @@ class IngestProcessor(Processor[Unit]):
         return self._source.fetch(unit)
 
     def compute(self, unit: Unit, fetched: Any) -> ShardData:
-        """Align or refuse each picture, in the source's order."""
-        writer, rejected, kept = ShardWriter(), list[Rejected](), 0
+        """Align or refuse each picture, in the source's order. ``counts`` has the samples left out by reason, as ``rejected:REASON``."""
+        writer, ledger, kept, size = ShardWriter(), _Ledger(unit.name), 0, 0
         items = enumerate(self._source.samples(unit, fetched))
         named = ((f"{unit.name}-{number:06d}", item) for number, item in items)
         for results in ahead_map(self._pool, self._align_all, chunks(named, CHUNK), self._ahead):
             for result, unchanged in results:
+                if isinstance(result, Sample) and size + len(result.image) > MAX_SHARD_BYTES:
+                    result = Rejected(result.key, "shard-full", f"the shard would have over {MAX_SHARD_BYTES} bytes", 0, result.source)
                 if isinstance(result, Rejected):
-                    rejected.append(result)
-                else:
-                    writer.add(result)
-                    kept += unchanged
+                    ledger.add(result)
+                    continue
+                writer.add(result)
+                kept, size = kept + unchanged, size + len(result.image)
         payload = writer.finish() if writer.samples else None
-        counts = {"kept_bytes": kept, "reencoded": writer.samples - kept}
-        return ShardData(payload, writer.samples, Labels.of(writer.labels), rejected, counts)
+        counts = {"kept_bytes": kept, "reencoded": writer.samples - kept, **ledger.counts}
+        return ShardData(payload, writer.samples, Labels.of(writer.labels), ledger.rows(), counts)
 
     def _align_all(self, items: Sequence[tuple[str, Sample | Rejected]]) -> list[tuple[Sample | Rejected, bool]]:
         return [self._align(key, item) for key, item in items]

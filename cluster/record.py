@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from cluster.shard import ShardError, sha256_hex
+from cluster.shard import sha256_hex
 from cluster.store import NotFound, StoreError, open_store, read_url, split_url
+from cluster.tar import MAX_MEMBER_BYTES, ShardError
 
 MAGIC = 0xCED7230A
 _HEADER = struct.Struct("<IfQQ")
@@ -83,14 +84,14 @@ class RecordFile:
     def _end_of_images(self, start: int, stop: int) -> int | None:
         """One past the last image's number when record 0 is InsightFace's header, None when it is an image."""
         try:
-            data, _ = _join(memoryview(self.read(start, stop)), 0)
+            data, _ = _join(memoryview(self.read(start, min(stop, start + MAX_MEMBER_BYTES))), 0)
             flag = _HEADER.unpack_from(data)[0]
             return int(np.frombuffer(data, "<f4", flag, _HEADER.size)[0]) if flag else None
         except (ValueError, OverflowError, struct.error) as error:  # ShardError is a ValueError
             raise StoreError(f"record 0 of {self._url} is damaged, or {self._index_url} is of another file: {error}", fatal=True) from None
 
 
-def read_records(data: bytes) -> Iterator[Record]:
+def read_records(data: bytes | memoryview) -> Iterator[Record]:
     """The image records in a byte range that begins and ends between records; InsightFace's index records, which hold no image, are
     passed over (their place is known only roughly in large files, where record 0 gives it as float32).
 

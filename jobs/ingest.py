@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset import Dataset
-from cluster.ingest import IngestProcessor
+from cluster.ingest import REJECTED, IngestProcessor
 from cluster.session import session
 from cluster.source import open_source
 from cluster.stage import run_stage
@@ -49,9 +50,21 @@ def run(config: IngestConfig) -> dict[str, Any]:
     output = Dataset(config.output)
     with session(config.address):
         result = run_stage(processor, units, output, name="ingest", kind="images", options=config.stage_options())
-    return print_summary(
-        result, output, next_step=f"facemae embed --input {config.output} --recognizer FILE.onnx, or facemae protect --help"
-    )
+    reasons = _reasons(output) if result.description["quarantined"] else {}
+    if reasons:
+        print(f"left out: {', '.join(f'{count} {reason}' for reason, count in reasons.items())} (docs/ingest.md says what to do)")
+    next_step = f"facemae embed --input {config.output} --recognizer FILE.onnx, or facemae protect --help"
+    return {**print_summary(result, output, next_step=next_step), "reasons": reasons}
+
+
+def _reasons(output: Dataset) -> dict[str, int]:
+    """How many samples were left out by reason, most first: from the manifests, no ledger is read. Shards given up whole have none."""
+    counts: Counter[str] = Counter()
+    for manifest in output.manifests():
+        counts += Counter({name.removeprefix(REJECTED): n for name, n in manifest.counts.items() if name.startswith(REJECTED)})
+        if manifest.failure is not None:
+            counts["failed-shard"] += manifest.quarantined
+    return dict(counts.most_common())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import shard
+from cluster import shard, tar
 from cluster.shard import (
     BLOCK,
     Rejected,
@@ -77,11 +77,11 @@ def some(count: int, first: int = 0, source: str | None = None) -> list[Sample]:
 def foreign_tar(members: list[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:
     """A tar by Python's tarfile."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tar_format) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tar_format) as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size, info.mtime, info.uname = len(data), 1234567, "someone"
-            tar.addfile(info, io.BytesIO(data))
+            archive.addfile(info, io.BytesIO(data))
     return file.getvalue()
 
 
@@ -235,12 +235,14 @@ def test_the_last_path_of_a_pax_header_counts():
     assert [member.name for member in read_members(data)] == ["other.jpg"]
 
 
-@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"6", b"S", b"K"])
-def test_links_and_devices_are_refused(kind: bytes):
-    data = write(some(2))[: -2 * BLOCK] + raw_member(b"evil.jpg", b"", kind) + END
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"6", b"7", b"S", b"D", b"M", b"V", b"Z", b"\xff"])
+def test_what_is_no_regular_file_costs_its_own_row(kind: bytes):
+    data = write(some(2))[: -2 * BLOCK] + raw_member(b"evil.jpg", b"", kind) + raw_member(b"evil.cls", b"1") + write(some(2, first=2))
     found, error = read_damaged(data)
-    assert found == some(2)
-    assert "regular files" in error
+    assert not error
+    assert [item for item in found if isinstance(item, Sample)] == some(4)
+    (row,) = [item for item in found if isinstance(item, Rejected)]
+    assert (row.key, row.reason, found.index(row)) == ("evil", "not-a-file", 2)
 
 
 # --- which members make a sample ---
@@ -341,7 +343,7 @@ def test_every_flipped_bit_of_a_header_is_noticed():
 
 @pytest.mark.parametrize(
     "size",
-    [b"-0000001000", b"-1", b"+1", b"0o17", b"1_0", b"00000000009", b"77777777777", b"\x80" + b"\0" * 10 + b"\x01", b"\xff" * 12, b"1 1"],
+    [b"-0000001000", b"-1", b"+1", b"0o17", b"1_0", b"00000000009", b"77777777777", b"\x80" + b"\0" * 5 + b"\1" * 6, b"\xff" * 12, b"1 1"],
 )
 def test_lying_sizes_end_the_tar(size: bytes):
     start = time.monotonic()
@@ -351,10 +353,16 @@ def test_lying_sizes_end_the_tar(size: bytes):
     assert time.monotonic() - start < 1
 
 
+def test_a_member_above_the_limit_costs_its_own_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tar, "MAX_MEMBER_BYTES", 1000)
+    found = read(foreign_tar([("a.jpg", bytes(1001)), ("a.cls", b"1"), ("b.jpg", bytes(1000)), ("b.cls", b"2")]))
+    assert [item.reason if isinstance(item, Rejected) else item.identity for item in found] == ["too-large", 2]
+
+
 def test_a_claim_above_the_limit_is_refused_before_it_is_touched():
-    with pytest.raises(ShardError, match="claims"):
+    with pytest.raises(ShardError, match="cut short"):
         list(read_members(raw_member(b"a.jpg", b"", size=b"%011o" % (65 << 20)) + END))
-    with pytest.raises(ShardError, match="claims"):
+    with pytest.raises(ShardError, match="claims 70000"):
         list(read_members(raw_member(b"a", b"n" * 70_000, b"L") + END))
 
 

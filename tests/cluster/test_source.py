@@ -7,11 +7,15 @@ import json
 import os
 import pickle
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster import listing
+from cluster import source as source_module
+from cluster.dataset import Dataset
 from cluster.picture import decode, encode
 from cluster.shard import Rejected, Sample, ShardWriter
 from cluster.source import (
@@ -23,7 +27,7 @@ from cluster.source import (
     TarSource,
     open_source,
 )
-from cluster.store import StoreError, join_url, open_store
+from cluster.store import StoredObject, StoreError, join_url, open_store
 from facemae.synthetic import SyntheticFaces
 from tests.cluster.test_record import insightface, numbered
 
@@ -78,7 +82,8 @@ def test_a_synthetic_source_is_parsed():
 
 
 def test_nothing_there_says_what_to_give(any_root: str):
-    with pytest.raises(StoreError, match="one folder of images an identity") as caught:
+    message = "holds no files: give a folder with one folder" if any_root.startswith("s3://") else "does not exist"
+    with pytest.raises(StoreError, match=message) as caught:
         open_source(any_root)
     assert caught.value.fatal
     with pytest.raises(StoreError, match="matches") as caught:
@@ -86,6 +91,118 @@ def test_nothing_there_says_what_to_give(any_root: str):
     assert caught.value.fatal
     with pytest.raises(StoreError, match=r"none\.idx"):
         open_source(join_url(any_root, "none.rec")).units(10)
+
+
+def test_an_empty_folder_and_a_file_in_its_place(tmp_path: Path):
+    with pytest.raises(StoreError, match="holds no files"):
+        open_source(str(tmp_path))
+    (tmp_path / "faces.tar.gz").write_bytes(b"1")
+    with pytest.raises(StoreError, match=r"is a file: give a folder, FILE.rec, or a .tar that is not compressed"):
+        open_source(str(tmp_path / "faces.tar.gz"))
+
+
+def test_a_data_set_is_no_source_but_its_shards_are(any_root: str, make_dataset: Callable[..., Dataset]):
+    first = make_dataset(join_url(any_root, "first"), "synthetic:ids=2,images=3", shard_size=4)
+    with pytest.raises(StoreError, match="is a data set already") as caught:
+        open_source(first.url)
+    assert caught.value.fatal
+    remedy = str(caught.value).rpartition("--source ")[2]
+    second = make_dataset(join_url(any_root, "second"), remedy)
+    assert second.description()["samples"] == first.description()["samples"] == 6
+    assert [m.identities for m in second.manifests()] == [m.identities for m in first.manifests()]
+
+
+def test_files_without_an_identitys_folder_are_refused_with_the_remedy(any_root: str):
+    source = open_source(put_all(any_root, {"1.jpg": b"1", "2.jpg": b"2"}))
+    with pytest.raises(StoreError, match=r"2 files and no folder of an identity: put each person's images into a folder") as caught:
+        source.units(10)
+    assert caught.value.fatal
+
+
+# --- what is never opened ---
+
+
+def test_a_file_or_tar_above_the_limit_is_a_row_and_is_not_fetched(any_root: str, monkeypatch: pytest.MonkeyPatch):
+    for name, module in (("MAX_MEMBER_BYTES", source_module), ("MAX_SHARD_BYTES", source_module), ("MAX_SHARD_BYTES", listing)):
+        monkeypatch.setattr(module, name, 5000)
+    put_all(
+        any_root, {"dir/a/1.jpg": bytes(5001), "dir/a/2.jpg": bytes(5000), "tar/a.tar": bytes(5001), "tar/b.tar": tar_of(("k", b"1", 0))}
+    )
+    fetched: list[str] = []
+    get = type(open_store(any_root)).get
+    monkeypatch.setattr(type(open_store(any_root)), "get", lambda self, key: (fetched.append(key), get(self, key))[1])
+    for part, large, good in (("dir", "a/1.jpg", "a/2.jpg"), ("tar", "a.tar", "b.tar/k")):
+        source = open_source(join_url(any_root, part))
+        found = [item for unit in source.units(10) for item in source.samples(unit, source.fetch(unit))]
+        assert [(item.reason, item.source, item.num_bytes) for item in found if isinstance(item, Rejected)] == [("too-large", large, 5001)]
+        assert [item.source for item in found if isinstance(item, Sample)] == [good]
+    assert fetched == ["a/2.jpg", "b.tar"]
+
+
+def test_units_are_cut_by_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in (source_module, listing):
+        monkeypatch.setattr(module, "MAX_SHARD_BYTES", 1000)
+    source = open_source(
+        put_all(str(tmp_path / "dir"), {f"a/{i}.jpg": bytes(size) for i, size in enumerate((400, 600, 1, 1000, 1500, 3, 2))})
+    )
+    assert [unit.num_samples for unit in source.units(100)] == [2, 1, 1, 1, 2]
+    sizes = [300, 400, 2000, 100, 900]
+    url = insightface([(i, bytes([65 + i]) * size) for i, size in enumerate(sizes)]).save(tmp_path)
+    records = open_source(url)
+    assert [unit.num_samples for unit in records.units(100)] == [2, 1, 1, 1]
+    found = items(records)
+    assert [item.reason if isinstance(item, Rejected) else len(item.image) for item in found] == [300, 400, "too-large", 100, 900]
+
+
+@pytest.mark.parametrize("offsets", [[0], [0, 5], [0, 0, 0], [0, 10, 10, 25, 26, 40], list(range(0, 500, 7))])
+@pytest.mark.parametrize("shard_size", [1, 3, 1000])
+def test_pieces_cover_everything_once_and_keep_both_limits(offsets: list[int], shard_size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listing, "MAX_SHARD_BYTES", 20)
+    pieces = listing.cut(np.array(offsets), shard_size)
+    assert [i for start, stop in pieces for i in range(start, stop)] == list(range(len(offsets) - 1))
+    for start, stop in pieces:
+        assert stop - start <= shard_size
+        assert stop - start == 1 or offsets[stop] - offsets[start] <= 20
+
+
+def test_pipes_and_devices_are_never_opened(tmp_path: Path):
+    put_all(str(tmp_path), {"a/1.jpg": b"1"})
+    os.mkfifo(tmp_path / "a" / "2.jpg")
+    (tmp_path / "a" / "3.jpg").symlink_to("/dev/zero")
+    put_all(str(tmp_path), {"a/4.jpg": b"4"})
+    found = items(open_source(str(tmp_path)))
+    assert [bytes(item.image) for item in found if isinstance(item, Sample)] == [b"1", b"", b"", b"4"]  # b"" becomes an "empty-file" row
+    os.mkfifo(tmp_path / "x.tar")
+    assert [item.reason for item in items(open_source(str(tmp_path / "x.tar"))) if isinstance(item, Rejected)] == ["not-a-tar"]
+
+
+def test_names_that_leave_the_root_are_never_opened(monkeypatch: pytest.MonkeyPatch):
+    """An S3 listing may hold any name; the stores raise a fatal error for these, and a stranger's object must not end the run."""
+    names = ["../up/1.jpg", "/abs/1.jpg", "a/../../1.jpg", "a/1.jpg", "b/", "a/..", "..a/1.jpg"]
+
+    class Listed:
+        url = "s3://bucket"
+
+        def list(self, prefix: str = "") -> Iterator[StoredObject]:
+            return (StoredObject(name, 0 if name.endswith("/") else 5) for name in names if name.startswith(prefix))
+
+        def get(self, key: str) -> bytes:
+            assert key in ("a/1.jpg", "..a/1.jpg")
+            return b"image"
+
+    monkeypatch.setattr(source_module, "open_store", lambda url: Listed())
+    source = open_source("s3://bucket")
+    found = [item for unit in source.units(10) for item in source.samples(unit, source.fetch(unit))]
+    assert {str(item.source) for item in found if isinstance(item, Rejected) and item.reason == "bad-name"} == {*names[:3], "a/.."}
+    assert {item.source for item in found if isinstance(item, Sample)} == {"a/1.jpg", "..a/1.jpg"}
+
+
+def test_a_name_is_shown_on_one_line_whatever_it_holds(tmp_path: Path):
+    name = "a\nERROR root: \x1b[31mred\u202egpj.x\x7f" + "\u2028"
+    put_all(str(tmp_path), {f"{name}/1.jpg": b"1"})
+    (item,) = items(open_source(str(tmp_path)))
+    assert item.source == "a\ufffdERROR root: \ufffd[31mred\ufffdgpj.x\ufffd\ufffd/1.jpg"
+    assert len(listing.printable("x" * 10**6)) == 1024
 
 
 # --- folders ---
@@ -166,15 +283,35 @@ def test_records_come_in_units_of_bytes(tmp_path: Path, shard_size: int):
     assert items(source, shard_size) == [Sample("", image, int(label), f"record {i}") for i, (label, image) in enumerate(numbered(10), 1)]
 
 
-def test_a_damaged_record_costs_the_rest_of_its_unit_and_is_counted(tmp_path: Path):
+def test_a_damaged_record_costs_itself_alone(tmp_path: Path):
     written = insightface(numbered(10))
     data = bytearray(written.rec)
-    data[written.starts[6]] ^= 1
+    for number in (6, 7, 10):
+        data[written.starts[number]] ^= 1  # the magic number
+    data[written.starts[2] + 4] ^= 0x40  # the length
     put_all(str(tmp_path), {"train.rec": bytes(data), "train.idx": written.idx})
     found = items(open_source(str(tmp_path / "train.rec")), 4)
-    assert [item.source for item in found if isinstance(item, Sample)] == [f"record {i}" for i in (1, 2, 3, 4, 5, 9, 10)]
-    (row,) = [item for item in found if isinstance(item, Rejected)]
-    assert (row.reason, row.num_samples) == ("damaged-record", 3)
+    assert [item.source for item in found if isinstance(item, Sample)] == [f"record {i}" for i in (1, 3, 4, 5, 8, 9)]
+    rows = [item for item in found if isinstance(item, Rejected)]
+    assert [(row.reason, row.num_samples) for row in rows] == [("damaged-record", 1)] * 4
+    places = [(written.starts[i], written.starts[i + 1]) for i in (2, 6, 7, 10)]
+    assert [row.source for row in rows] == [f"bytes {start} to {stop}" for start, stop in places]
+    assert [row.num_bytes for row in rows] == [stop - start for start, stop in places]
+
+
+def test_a_record_that_the_index_gives_no_bytes_is_counted(tmp_path: Path):
+    written = insightface(numbered(4), header=False)
+    lines = written.idx.splitlines()
+    lines[2] = lines[2].split(b"\t")[0] + b"\t" + lines[1].split(b"\t")[1]
+    put_all(str(tmp_path), {"train.rec": written.rec, "train.idx": b"\n".join(lines)})
+    found = items(open_source(str(tmp_path / "train.rec")))
+    assert [item.reason if isinstance(item, Rejected) else item.source for item in found] == [
+        "record 1",
+        "damaged-record",
+        "record 2",
+        "record 3",
+        "record 4",
+    ]
 
 
 def test_a_label_that_is_none_is_a_row(tmp_path: Path):
@@ -222,10 +359,10 @@ def test_what_is_no_tar_and_what_has_no_label_are_rows(tmp_path: Path):
     put_all(str(tmp_path), {"a.tar": b"text", "b.tar": file.getvalue(), "c.tar": b""})
     found = items(open_source(str(tmp_path)))
     assert [(item.reason, item.source) for item in found if isinstance(item, Rejected)] == [
-        ("truncated-tar", "a.tar"),
+        ("not-a-tar", "a.tar"),
         ("no-label", "b.tar/x"),
         ("no-image", "b.tar/y"),
-        ("truncated-tar", "c.tar"),
+        ("not-a-tar", "c.tar"),
     ]
 
 

@@ -34,7 +34,7 @@ def test_a_root_that_is_not_there(tmp_path: Path, ray_session: None, capsys: pyt
     shown = _fails(capsys, protect.main, "--input", missing, "--output", str(tmp_path / "out"), "--method", "none")
     assert missing in shown
     assert "holds no data set" in shown
-    assert "holds no files" in _fails(capsys, ingest.main, "--source", missing, "--output", str(tmp_path / "out"))
+    assert f"{missing} does not exist" in _fails(capsys, ingest.main, "--source", missing, "--output", str(tmp_path / "out"))
 
 
 @pytest.mark.s3

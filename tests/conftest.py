@@ -20,6 +20,11 @@ from cluster.source import open_source
 from cluster.stage import StageOptions, run_stage
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the fault suite."""
+    parser.addoption("--kills", type=int, default=0)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """SeaweedFS, its address and keys in the environment of this process and of the Ray workers it starts."""

@@ -50,7 +50,7 @@ class Killer(threading.Thread):
         checkpoints = Checkpoints(open_store(self._url))
         for step, what in self._deeds:
             while max(checkpoints.steps(), default=0) < step:
-                if not _alive(self._driver):
+                if not alive(self._driver):
                     return
                 time.sleep(0.02)
             time.sleep(self._random.uniform(0, 0.3))
@@ -64,14 +64,23 @@ class Killer(threading.Thread):
     def _victims(self, what: str) -> list[int]:
         if what in ("driver", "stop"):
             return [self._driver.pid]
-        workers = [process.pid for process in family(self._driver) if process.name().startswith("ray::RayTrainW")]
+        workers = [process.pid for process in trainers_of(self._driver)]
         return workers if what == "workers" else [self._random.choice(workers)]
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
     """All that it started and that is still there."""
-    return [child for child in process.children(recursive=True) if _alive(child)]
+    return [child for child in process.children(recursive=True) if alive(child)]
 
 
-def _alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def trainers_of(process: psutil.Process) -> list[psutil.Process]:
+    """The training workers among its family."""
+    return [child for child in family(process) if child.name().startswith("ray::RayTrainW")]
+
+
+def alive(process: psutil.Process) -> bool:
+    """True unless it is gone, or dead and only not collected yet (a container's first process may collect nobody)."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

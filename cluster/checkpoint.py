@@ -70,7 +70,7 @@ class Checkpoints:
         content = {"schema": SCHEMA, "step": checkpoint.step, "file": file, "sha256": digest, "bytes": len(data), **checkpoint.facts}
         self._store.put(file, data)
         self._commit(checkpoint.step, content)
-        self._prune()
+        self._prune(checkpoint.step)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None. One whose data is missing, cut short or changed is passed over with a warning."""
@@ -98,11 +98,12 @@ class Checkpoints:
         key = f"checkpoints/{step:08d}.json"
         try:
             content = json.loads(self._store.get(key))
-            if content["schema"] == SCHEMA and {"file", "bytes", "sha256"} <= set(content):
+            file = f"checkpoints/{step:08d}-{content['sha256'][:12]}.safetensors"
+            if (content["schema"], content["step"], content["file"]) == (SCHEMA, step, file) and isinstance(content["bytes"], int):
                 return content
         except (ValueError, KeyError, TypeError):
             pass
-        raise CheckpointError(f"{self._store.url}/{key} is no checkpoint of schema {SCHEMA}")
+        raise CheckpointError(f"{self._store.url}/{key} is no checkpoint of schema {SCHEMA}, or cut short")
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending; their data is not looked at."""
@@ -124,14 +125,17 @@ class Checkpoints:
         if winner.facts["file"] != content["file"]:
             self._store.delete(content["file"])
 
-    def _prune(self) -> None:
-        steps = self.steps()
+    def _prune(self, newest: int) -> None:
+        """Remove all but the newest checkpoints up to the one just published, which is known to be whole; what lies beyond it may be
+        damaged, and the way on leads there again. Data without a commit goes when it is older than all that stays: later data may be
+        that of another attempt, about to commit it."""
+        steps = [step for step in self.steps() if step <= newest]
+        kept = steps[-self._keep :]
         for step in steps[: -self._keep]:
             self._store.delete(f"checkpoints/{step:08d}.json")
-        kept = {f"{step:08d}" for step in steps[-self._keep :]}
         for stored in list(self._store.list("checkpoints/")):
             number, dash, _ = stored.key.removeprefix("checkpoints/").partition("-")
-            if dash and number not in kept and number.isdigit() and int(number) < steps[-1]:
+            if dash and number.isdigit() and int(number) < min(kept, default=0):
                 self._store.delete(stored.key)
 
 

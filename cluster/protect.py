@@ -26,7 +26,8 @@ def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
         return create_protection(method, **options)
     from cluster.weights import local_weights  # a method without weights does not pay for torch
 
-    return create_protection(method, **{**options, "weights": local_weights(options["weights"])})
+    with local_weights(options["weights"]) as folder:
+        return create_protection(method, **{**options, "weights": folder})
 
 
 def describe_protection(method: str, options: Mapping[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:

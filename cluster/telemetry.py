@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -26,20 +25,23 @@ UPLOAD_SECONDS = 60.0
 class Telemetry:
     """Sums up metrics between reports. Every rank has one, and all must call it at the same steps; only rank 0 writes.
 
+    Args:
+        first: steps done before.
+        last: the metrics that were reported last before them.
+
     Attributes:
         last: the last reported metrics.
     """
 
-    def __init__(self, job: TrainJob, board: Any, store: Store, first: int, device: torch.device) -> None:
+    def __init__(self, job: TrainJob, board: Any, store: Store, device: torch.device, first: int, last: Mapping[str, float]) -> None:
         self._job, self._board, self._store, self._device = job, board, store, device
         self._writes = dist.get_rank() == 0
         self._first, self._since, self._reported = first, time.perf_counter(), first
         self._sums: dict[str, Tensor] = {}
         self._rows = 0
         self._answer: Any = None
-        self.last: dict[str, float] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="facemae-tensorboard-")
-        self._writer: Any = None
+        self.last: dict[str, float] = dict(last)
+        self._events: Any = None
         self._uploaded = time.perf_counter()
         if self._writes:
             self._answer = self._board.report.remote(self._progress(first))  # the line shows where the run goes on
@@ -60,7 +62,7 @@ class Telemetry:
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "PNG")
         self._store.put(f"grids/{step:08d}.png", file.getvalue())
-        self._tensorboard().add_image("original, masked, reconstruction", picture, step, dataformats="HWC")
+        self._tensorboard().image("original, masked, reconstruction", file.getvalue(), picture.shape, step)
 
     def _report(self, step: int) -> bool:
         """Mean metrics of all ranks to TensorBoard and the driver."""
@@ -80,7 +82,7 @@ class Telemetry:
         if self._writes:
             self._answer = self._board.report.remote(self._progress(step))
             for name, value in {**self.last, "images_per_second": rate}.items():
-                self._tensorboard().add_scalar(f"train/{name}", value, step)
+                self._tensorboard().scalar(f"train/{name}", value, step)
             if now - self._uploaded > UPLOAD_SECONDS:
                 self.upload()
         return bool(stop)
@@ -91,27 +93,23 @@ class Telemetry:
         return {"step": step, **samples, "metrics": self.last}
 
     def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        if self._events is None:
+            from cluster.event_log import EventLog
 
-            # a restarted run takes the place of what a dead one wrote beyond its checkpoint
-            self._writer = SummaryWriter(self._folder.name, purge_step=self._first + 1)
-        return self._writer
+            self._events = EventLog(self._first)
+        return self._events
 
     def upload(self) -> None:
-        """Replace this process's event files in the store: object storage cannot append."""
+        """Replace this process's event file in the store: object storage cannot append."""
         if not self._writes:
             return
-        self._tensorboard().flush()
-        for path in Path(self._folder.name).iterdir():
-            self._store.put(f"tensorboard/{path.name}", path.read_bytes())
+        name, data = self._tensorboard().take()
+        self._store.put(f"tensorboard/{name}", data)
         self._uploaded = time.perf_counter()
 
     def __enter__(self) -> Telemetry:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._writer is not None:
+        if self._events is not None:
             self.upload()
-            self._writer.close()
-        self._folder.cleanup()

@@ -1,6 +1,7 @@
 """Distributed training of FaceMAE: Ray Train places the workers, DeepSpeed runs the step (cluster/train_worker.py), the store keeps it.
 
     <run>/checkpoints/    see cluster/checkpoint.py
+    <run>/keys/           which samples every step consumed, see cluster/key_log.py
     <run>/tensorboard/    event files
     <run>/grids/          originals | what the network sees | reconstructions, when asked for
     <run>/weights/        model.safetensors and config.json: all that generation reads

@@ -72,6 +72,7 @@ class TrainOptions:
         keep_checkpoints: how many of the newest are kept.
         grid_every: steps between pictures of reconstructions, 0 for none. They show originals.
         log_every: steps between metrics.
+        log_keys: write down which samples every step consumed (cluster/key_log.py).
         max_failures: restarts of the worker group before training is given up.
     """
 
@@ -83,6 +84,7 @@ class TrainOptions:
     keep_checkpoints: int = 3
     grid_every: int = 500
     log_every: int = 10
+    log_keys: bool = True
     max_failures: int = 3
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from cluster.checkpoint import Checkpoint, Checkpoints, capture, load_optimizer, load_weights
 from cluster.dataset import Dataset
+from cluster.key_log import KeyLog
 from cluster.store import StoreError, join_url, open_store
 from cluster.stream import Stream
 from cluster.telemetry import Telemetry
@@ -63,6 +64,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.store, job.options.keep_checkpoints)
         start = self._newest_checkpoint()
         self.first = 0 if start is None else start.step
+        self.metrics: dict[str, float] = {} if start is None else start.facts.get("metrics", {})
         self.engine = self._start_engine(start)
         recognizer = job.recognizer.differentiable(job.recipe.loss.layers) if job.recognizer else None
         self.loss = ReconstructionLoss(job.recipe.loss, recognizer and self._in_half(recognizer)).to(self.engine.device)
@@ -75,20 +77,22 @@ class Trainer:
         job, options = self.job, self.job.options
         name = job.recognizer.name if job.recognizer else None
         stream = Stream(Dataset(job.data), job.plan, name, self.rank, self.world_size, options.cpus_per_worker)
-        telemetry = Telemetry(job, self.board, self.store, self.first, self.engine.device)
+        telemetry = Telemetry(job, self.board, self.store, self.engine.device, self.first, self.metrics)
+        keys = KeyLog(self.store, self.first, self.rank, self.world_size)
         done, stop = self.first, False
         with closing(stream.batches(self.first, job.steps)) as batches, telemetry:
             for done, batch in enumerate(batches, start=self.first + 1):
                 metrics = self._step(done, batch)
+                if options.log_keys:
+                    keys.add(done, batch.epoch, batch.keys)
                 stop = telemetry.step(done, metrics, len(batch.keys))
                 if options.grid_every and done % options.grid_every == 0:
                     telemetry.grid(done, self._grid(batch))
                 if stop:
                     break
                 if done % options.checkpoint_every == 0 and done < job.steps:
-                    self._checkpoint(done)
-                    telemetry.upload()
-            tensors = self._checkpoint(done) if done > self.first else self._capture()
+                    self._checkpoint(done, telemetry, keys)
+            tensors = self._checkpoint(done, telemetry, keys) if done > self.first else self._capture()
             self._finish_publishing()
         if self.rank == 0 and done == job.steps:
             self._publish_result(tensors, telemetry.last)
@@ -161,14 +165,19 @@ class Trainer:
     def _capture(self) -> dict[str, Tensor]:
         return capture(self.engine)
 
-    def _checkpoint(self, step: int) -> dict[str, Tensor]:
-        """Gather on all ranks, publish on rank 0 beside the next steps."""
+    def _checkpoint(self, step: int, telemetry: Telemetry, keys: KeyLog) -> dict[str, Tensor]:
+        """Gather on all ranks, publish on rank 0 beside the next steps. What was told and consumed up to here is written before, by all
+        ranks: whoever goes on from this checkpoint will not tell of these steps again."""
+        telemetry.upload()
+        keys.publish()
+        dist.barrier()
         tensors = self._capture()
         if self.rank == 0:
             self._finish_publishing()
             epoch = step / self.job.plan.steps_per_epoch
             facts = {
-                "epoch": epoch, "samples": self.job.plan.samples_before(step), "world_size": self.world_size, "config": self.job.config,
+                "epoch": epoch, "samples": self.job.plan.samples_before(step), "metrics": telemetry.last,
+                "world_size": self.world_size, "config": self.job.config, "parent": dict(self.job.parent),
             }  # fmt: skip
             self._publishing = self._publisher.submit(self.checkpoints.save, Checkpoint(step, facts, tensors))
         return tensors

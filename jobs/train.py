@@ -72,7 +72,7 @@ class TrainConfig(RayConfig):
     epochs: float = 100.0
     """Passes over the data."""
     samples: int | None = None
-    """Images to see in all, in place of epochs."""
+    """Images to see in all, in place of epochs; rounded up to whole steps."""
     lr: float = 1.5e-4
     """Peak learning rate at a batch of 256; scaled with the batch."""
     min_lr: float = 0.0
@@ -93,6 +93,8 @@ class TrainConfig(RayConfig):
     """Steps between pictures of reconstructions, 0 for none. They show originals: the run's folder is then as private as the data."""
     log_every: int = 10
     """Steps between metrics."""
+    log_keys: bool = True
+    """Write down in OUTPUT/keys which images every step saw, by key, so that facemae verify can show that none was repeated or skipped."""
     max_failures: int = 3
     """Restarts after a dead worker before training is given up."""
 
@@ -104,9 +106,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
     recognizer = _recognizer(config, data) if recipe.loss.needs_recognizer else None
     with session(config.address):
         job = plan_training(data, config.output, recipe, recognizer, _options(config))
+        seen, stage = job.plan.samples_before(job.steps), job.deepspeed.get("zero_optimization", {}).get("stage", 0)
         print(
-            f"{job.plan.num_samples} images, {job.plan.steps_per_epoch} steps an epoch, {job.steps} in all; "
-            f"{job.options.num_workers} workers, ZeRO {job.deepspeed.get('zero_optimization', {}).get('stage', 0)}; writing {job.output}"
+            f"{job.plan.num_samples} images, {job.plan.steps_per_epoch} steps an epoch, {job.steps} in all = {seen} images seen; "
+            f"{job.options.num_workers} workers, ZeRO {stage}; writing {job.output}"
         )
         result = train(job)
     return _summary(config, job, result, time.perf_counter() - started)
@@ -152,7 +155,7 @@ def _options(config: TrainConfig) -> TrainOptions:
     if config.gpus_per_worker not in (0, 1):
         raise ValueError(f"--gpus-per-worker {config.gpus_per_worker}: a training worker has one GPU or none")
     use_gpu = config.gpus_per_worker == 1
-    same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "grid_every", "log_every", "max_failures")
+    same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "grid_every", "log_every", "log_keys", "max_failures")
     return TrainOptions(
         num_workers=config.num_workers or _fitting_workers(config),
         use_gpu=use_gpu,

@@ -12,7 +12,7 @@ import pytest
 
 from facemae.protection import create_protection
 from jobs.train import TrainConfig, main, run
-from tests.cluster.test_train import write_training_set
+from tests.training import write_training_set
 
 SMALL = ["--architecture", "facemae_tiny_patch16_112", "--batch-size", "16", "--images-per-identity", "2", "--log-every", "1"]
 
@@ -34,7 +34,7 @@ def test_two_workers_train_to_weights_that_protect(
     flags = ["--data", data, "--output", "run", "--loss", "mse", "--deepspeed", "ds.json", "--num-workers", "2", "--epochs", "1"]
     assert main([*flags, *SMALL, "--grid-every", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "60 images, 4 steps an epoch, 4 in all; 2 workers, ZeRO 2" in printed
+    assert "60 images, 4 steps an epoch, 4 in all = 60 images seen; 2 workers, ZeRO 2" in printed
     assert "--weights run" in printed
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["samples"] == 60
@@ -42,7 +42,14 @@ def test_two_workers_train_to_weights_that_protect(
     assert record["metrics"].keys() == {"loss", "pixel", "lr"}
     assert record["parent"]["samples"] == 60
     assert record["config"]["gradient_clipping"] == 0.5
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "grids", "run.json", "tensorboard", "weights"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "grids",
+        "keys",
+        "run.json",
+        "tensorboard",
+        "weights",
+    ]
     protection = create_protection("facemae", weights=str(tmp_path / "run" / "weights"))
     assert protection.protect(np.zeros((2, 112, 112, 3), np.uint8), ["a", "b"]).shape == (2, 112, 112, 3)
     assert main([*flags, *SMALL, "--grid-every", "2"]) == 0  # finished: nothing to do

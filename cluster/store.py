@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cluster.secret import carries_credentials
+
 
 class StoreError(RuntimeError):
     """A store could not do what was asked. ``fatal``: trying again cannot help (credentials, bucket, full disk)."""
@@ -78,6 +80,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         StoreError: the URL has another scheme or no bucket.
     """
     text = os.fspath(url)
+    require_no_credentials(text, "a store's URL")
     if text.startswith("s3:") and not text.startswith("s3://"):
         raise StoreError(f"{text} is no S3 URL: write s3://bucket/prefix with two slashes", fatal=True)
     if text.startswith("s3://"):
@@ -85,6 +88,16 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     if "://" in text and not text.startswith("file://"):
         raise StoreError(f"cannot open {text}: only s3://bucket/prefix and local folders are known", fatal=True)
     return LocalStore(text.removeprefix("file://"))
+
+
+def require_no_credentials(url: str, what: str) -> None:
+    """Refuse a URL with a user or password in it: it would reach configurations, lineage and messages. Raises StoreError, without it."""
+    if carries_credentials(url):
+        raise StoreError(
+            f"{what} holds a user or password (it is not repeated here): leave them out. boto3 finds credentials in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, a profile or a role",
+            fatal=True,
+        )
 
 
 def join_url(root: str, *parts: str) -> str:
@@ -233,6 +246,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+_DENIED = {"AccessDenied", "403"}
 _EXISTS = {"PreconditionFailed", "412"}
 _REMEDY = {
     "NoSuchBucket": "the bucket does not exist: create it, or correct the URL",
@@ -256,6 +270,8 @@ class S3Store:
         self.prefix = prefix.strip("/")
         if not self.bucket:
             raise StoreError(f"{url} names no bucket: write s3://bucket/prefix", fatal=True)
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            require_no_credentials(os.environ.get(name, ""), name)
         config = Config(
             retries={"mode": "standard", "max_attempts": 8},
             connect_timeout=5,
@@ -267,13 +283,14 @@ class S3Store:
         with self._translated(""):
             session = boto3.session.Session()
             self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
+        require_no_credentials(self._client.meta.endpoint_url, "the endpoint_url of the AWS profile")
 
     def get(self, key: str) -> bytes:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             return self._client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             span = f"bytes={start}-{stop - 1}"
             data = self._client.get_object(Bucket=self.bucket, Key=self._full(key), Range=span)["Body"].read()
         if len(data) != stop - start:
@@ -294,7 +311,7 @@ class S3Store:
                     yield StoredObject(entry["Key"][strip:], entry["Size"])
 
     def size(self, key: str) -> int:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             return self._client.head_object(Bucket=self.bucket, Key=self._full(key))["ContentLength"]
 
     def delete(self, key: str) -> None:
@@ -305,8 +322,18 @@ class S3Store:
         _require_inside(self.url, key)
         return f"{self.prefix}/{key}" if self.prefix else key
 
+    def _is_missing(self, key: str) -> bool:
+        """Whether a key that was refused is only not there: AWS says 403 for both, to keys that may list but a part of the bucket."""
+        from botocore.exceptions import ClientError
+
+        try:
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._full(key), MaxKeys=1)
+        except ClientError:
+            return False
+        return all(entry["Key"] != self._full(key) for entry in page.get("Contents", []))
+
     @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
         """Raise the protocol's errors in place of botocore's; no message carries a credential."""
         from botocore import exceptions as boto
 
@@ -315,7 +342,7 @@ class S3Store:
             yield
         except boto.ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _MISSING:
+            if code in _MISSING or (reading and code in _DENIED and self._is_missing(key)):
                 raise NotFound(f"{where} does not exist") from None
             if code in _EXISTS:
                 raise AlreadyExists(f"{where} is already there") from None

@@ -248,6 +248,12 @@ def run_search(
     """
     require_same_recognizer(queries, gallery_set)
     units = [Unit(manifest.shard, manifest.samples) for manifest in queries.dataset.manifests() if manifest.samples]
+    for embedded, found in ((queries, sum(unit.num_samples for unit in units)), (gallery_set, len(gallery))):
+        if found != embedded.samples:  # never a smaller gallery without a word: fewer images to find look like less leakage
+            raise GalleryError(
+                f"{embedded.dataset.url} has {found} of its {embedded.samples} embeddings left (expired, or deleted by hand): delete the "
+                "rest of it and run `facemae embed` again"
+            )
     if {unit.name for unit in units} - set(output.names()):
         gallery.load()  # before any worker starts, so that a bad gallery is one clear error, and not at all when nothing is left to do
     processor = LeakageProcessor(queries, gallery_set, gallery, seed=seed, rekey=rekey)

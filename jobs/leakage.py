@@ -84,7 +84,8 @@ def run(config: LeakageConfig) -> dict[str, Any]:
     print("\n".join(_table(report)))
     for shard in failed:
         print(f"given up: {shard}: its manifest says why")
-    print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}")
+    again = f" --rekey {config.rekey}" if config.rekey else ""
+    print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}{again}")
     return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed}
 
 
@@ -126,7 +127,8 @@ def _require_origin(lineage: Mapping[str, Mapping[str, Any]]) -> None:
         raise GalleryError(f"{original['url']} was made from {protected['url']}: --original and --protected are swapped")
     if parent and parent["fingerprint"] != original["fingerprint"]:
         raise GalleryError(
-            f"{protected['url']} was made from {parent.get('url', 'others')}, not from {original['url']} as it is now: give its own originals"
+            f"{protected['url']} was made from {parent.get('url', 'others')}, not from {original['url']} as it is now: "
+            "give its own originals"
         )
 
 

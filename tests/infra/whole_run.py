@@ -87,9 +87,6 @@ class WholeRun:
     def finish(self, name: str, process: subprocess.Popen[str]) -> Done:
         """Wait for a job."""
         text, _ = process.communicate(timeout=240)
-        import time
-
-        print("TIME", name, time.time(), flush=True)
         self.done[name] = Done(process.returncode, text)
         return self.done[name]
 

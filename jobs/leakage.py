@@ -146,7 +146,12 @@ def _attack(
                 folder = f"{recognizer['name']}/{query_role}-{role}"
                 output = Dataset(join_url(config.output, folder), ".parquet")
                 name = f"{query_role} -> {role} ({recognizer['name']})"
-                shared = {"name": name, "seed": config.seed, "options": options, "rekey": rekey if part == "leakage" else None}
+                shared: dict[str, Any] = {
+                    "name": name,
+                    "seed": config.seed,
+                    "options": options,
+                    "rekey": rekey if part == "leakage" else None,
+                }
                 result = run_search(sets[query_role], sets[role], gallery, output, **shared)
                 failed += _failures(output, result)
                 found[part] = _search_part(output, folder, lineage[query_role]["samples"], result, len(gallery))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import boto3
@@ -78,6 +79,18 @@ def test_a_policy_is_narrow(role: str) -> None:
             assert all(prefix.rstrip("*") for prefix in statement["Condition"]["StringLike"]["s3:prefix"])
     for access in forbidden()[role]:
         assert not allows(policy, access), access
+
+
+@pytest.mark.parametrize("name", [*ROLES, "lifecycle"])
+def test_the_documented_command_fills_a_file_in(name: str) -> None:
+    text = (FOLDER.parents[1] / "docs" / "storage.md").read_text()
+    command = text[text.index("    fill() {") : text.index("; }", text.index("    fill() {")) + 3]
+    printed = subprocess.run(
+        ["bash", "-c", f"{command}\nfill {name}"], cwd=FOLDER.parents[1], capture_output=True, text=True, check=True
+    ).stdout
+    values = {"BUCKET": "my-bucket", "SOURCE": "incoming", "RELEASE": "release"}
+    values |= {place: f"faces/{place.lower()}" for place in PLACES if place not in values}
+    assert json.loads(printed) == filled_in(name, values)
 
 
 def test_only_the_cleaner_and_losers_of_a_commit_delete() -> None:

@@ -23,6 +23,7 @@ from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, read_embeddings
 from cluster.index import Gallery, GalleryError, require_unit_rows
 from cluster.processor import Processor, Unit
+from cluster.secret import KeyMap
 from cluster.shard import Rejected, ShardError
 from cluster.stage import StageOptions, StageResult, run_stage
 from cluster.store import NotFound, StoreError
@@ -144,9 +145,13 @@ class LeakageProcessor(Processor[Unit]):
         queries: the embedded set that is searched for.
         gallery_set: the embedded set that is searched, and ``gallery`` its actors.
         seed: of the random pairs in the histograms.
+        rekey: where the queries' keys were replaced, the place of the secret and its check; the gallery holds the keys they came from.
     """
 
-    def __init__(self, queries: EmbeddedSet, gallery_set: EmbeddedSet, gallery: Gallery, seed: int = 0) -> None:
+    def __init__(
+        self, queries: EmbeddedSet, gallery_set: EmbeddedSet, gallery: Gallery, seed: int = 0, rekey: tuple[str, str] | None = None
+    ) -> None:
+        self._rekey = rekey
         self._urls = queries.dataset.url, gallery_set.dataset.url
         self._gallery, self._seed, self._dim = gallery, seed, int(gallery_set.recognizer["dim"])
         self._leaves_out_own = queries.fingerprint == gallery_set.fingerprint and self._urls[0] == self._urls[1]
@@ -166,7 +171,8 @@ class LeakageProcessor(Processor[Unit]):
         return self._config
 
     def open(self, threads: int) -> None:
-        """Open both sets of embeddings."""
+        """Open both sets of embeddings. Raises SecretError when this worker's secret is not the one that replaced the keys."""
+        self._new_key = KeyMap(*self._rekey) if self._rekey else None
         self._queries, self._originals = (Dataset(url, ".parquet") for url in self._urls)
 
     def fetch(self, unit: Unit) -> tuple[Embeddings, Embeddings]:
@@ -177,7 +183,7 @@ class LeakageProcessor(Processor[Unit]):
     def compute(self, unit: Unit, fetched: tuple[Embeddings, Embeddings]) -> ShardData:
         """The shard of ranks; a query whose original has no embedding goes to the ledger."""
         all_queries, originals = fetched
-        places = _places(all_queries, originals, unit.name)
+        places = _places(all_queries, originals, unit.name, self._new_key)
         rejected = [
             Rejected(key, "no-mate", "its original has no embedding: see the quarantine of the gallery's embeddings", 0)
             for key, place in zip(all_queries.keys, places, strict=True)
@@ -232,6 +238,7 @@ def run_search(
     name: str,
     seed: int = 0,
     options: StageOptions | None = None,
+    rekey: tuple[str, str] | None = None,
 ) -> StageResult:
     """Search every query of a set into ``output``, a data set of ranks (suffix .parquet). Resumable, like every stage.
 
@@ -241,9 +248,15 @@ def run_search(
     """
     require_same_recognizer(queries, gallery_set)
     units = [Unit(manifest.shard, manifest.samples) for manifest in queries.dataset.manifests() if manifest.samples]
+    for embedded, found in ((queries, sum(unit.num_samples for unit in units)), (gallery_set, len(gallery))):
+        if found != embedded.samples:  # never a smaller gallery without a word: fewer images to find look like less leakage
+            raise GalleryError(
+                f"{embedded.dataset.url} has {found} of its {embedded.samples} embeddings left (expired, or deleted by hand): delete the "
+                "rest of it and run `facemae embed` again"
+            )
     if {unit.name for unit in units} - set(output.names()):
         gallery.load()  # before any worker starts, so that a bad gallery is one clear error, and not at all when nothing is left to do
-    processor = LeakageProcessor(queries, gallery_set, gallery, seed=seed)
+    processor = LeakageProcessor(queries, gallery_set, gallery, seed=seed, rekey=rekey)
     return run_stage(processor, units, output, name=name, kind="ranks", parent=queries.lineage(), options=options)
 
 
@@ -276,18 +289,18 @@ def _embeddings(dataset: Dataset, shard: str) -> Embeddings:
     return read_embeddings(dataset.read(manifest))
 
 
-def _places(queries: Embeddings, originals: Embeddings, shard: str) -> np.ndarray:
+def _places(queries: Embeddings, originals: Embeddings, shard: str, new_key: KeyMap | None) -> np.ndarray:
     """The row of each query's original, int64 (N,), -1 where it has no embedding.
 
     Raises:
         GalleryError: the two shards are not of the same images.
     """
-    rows = {key: row for row, key in enumerate(originals.keys)}
+    rows = {key: row for row, key in enumerate(map(new_key, originals.keys) if new_key else originals.keys)}
     places = np.array([rows.get(key, -1) for key in queries.keys], np.int64)
     if len(queries) and len(originals) and (places < 0).all():
         raise GalleryError(
             f"shard {shard}: no key of the queries is in the gallery's shard of the same name (first: {queries.keys[0]!r}): the protected "
-            "set is of other originals, or its keys were replaced for a release (measure the leakage before that)"
+            "set is of other originals"
         )
     found = np.flatnonzero(places >= 0)
     wrong = found[originals.identities[places[found]] != queries.identities[found]]

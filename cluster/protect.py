@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,12 @@ from cluster.dataset import Dataset, Labels, ShardData
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import JPEG_QUALITY, encode
 from cluster.processor import Processor, Unit
-from cluster.shard import Rejected, Sample, ShardWriter, read_samples
+from cluster.secret import KeyMap, SecretError
+from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
+from cluster.store import NotFound, StoreError
 from facemae.protection import Protection, create_protection
+
+log = logging.getLogger(__name__)
 
 
 def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
@@ -48,39 +54,68 @@ class ProtectProcessor(Processor[Unit]):
         options: its options; ``weights`` may be an s3:// URL, which every worker fetches for itself.
         description: see ``describe_protection``.
         batch_size: pictures handed to the protection at once; changes no byte of the output.
+        rekey: where each worker finds the secret that replaces the keys for a release (see ``KeyMap``); None keeps the keys.
+
+    Raises:
+        SecretError: there is no usable secret behind ``rekey``.
     """
 
     def __init__(
-        self, input_url: str, method: str, options: Mapping[str, Any], description: Mapping[str, Any], batch_size: int = 64
+        self,
+        input_url: str,
+        method: str,
+        options: Mapping[str, Any],
+        description: Mapping[str, Any],
+        batch_size: int = 64,
+        rekey: str | None = None,
     ) -> None:
         self._input_url, self._method, self._options, self._batch_size = input_url, method, dict(options), batch_size
-        self._description = dict(description)
+        self._description, self._reference = dict(description), rekey
+        self._rekey = KeyMap(rekey).describe() if rekey is not None else None
 
     def describe(self) -> dict[str, Any]:
-        """The protection's own description and the encoder's settings."""
-        return {"stage": "protect", "protection": self._description, "jpeg": {"quality": JPEG_QUALITY, "subsampling": "444"}}
+        """The protection's own description, the encoder's settings, and how keys were replaced where they were."""
+        found = {"stage": "protect", "protection": self._description, "jpeg": {"quality": JPEG_QUALITY, "subsampling": "444"}}
+        return {**found, "rekey": self._rekey} if self._rekey else found
 
     def open(self, threads: int) -> None:
-        """Load the protection and start the codec threads."""
+        """Load the protection and start the codec threads. Raises SecretError when this worker's secret is not the driver's."""
         self._input = Dataset(self._input_url)
+        self._new_key = KeyMap(self._reference, self._rekey["check"]) if self._reference is not None and self._rekey else None
         self._protection = load_protection(self._method, self._options)
         self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:
         """The original shard."""
-        return self._input.read(self._input.manifest(unit.name))
+        with self._discreet(unit):
+            return self._input.read(self._input.manifest(unit.name))
 
     def compute(self, unit: Unit, fetched: bytes) -> ShardData:
-        """The protected shard: the same keys and labels in the same order."""
-        writer, rejected = ShardWriter(), list[Rejected]()
-        batches = decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead)
-        protected = (self._protect(batch) for batch in batches)
-        for samples, refused in ahead_map(self._pool, _encode_batch, protected, self._ahead):
-            rejected += refused
-            for sample in samples:
+        """The protected shard: the same keys and labels in the same order; with new keys, in the order of these, which tells nothing."""
+        writer, kept, rejected = ShardWriter(), list[Sample](), list[Rejected]()
+        with self._discreet(unit):
+            batches = decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead)
+            protected = (self._protect(batch) for batch in batches)
+            for samples, refused in ahead_map(self._pool, _encode_batch, protected, self._ahead):
+                kept += samples
+                rejected += refused
+            if self._new_key is not None:
+                kept, rejected = rekeyed(self._new_key, kept, rejected)
+            for sample in kept:
                 writer.add(sample)
         payload = writer.finish() if writer.samples else None
         return ShardData(payload, writer.samples, Labels.of(writer.labels), rejected)
+
+    @contextmanager
+    def _discreet(self, unit: Unit) -> Iterator[None]:
+        """With new keys, keep an error's text from the manifest and ledger that it may end in: it may name the original."""
+        try:
+            yield
+        except Exception as error:
+            if self._reference is None or (isinstance(error, StoreError) and not isinstance(error, NotFound)):
+                raise  # an error of the store ends or delays the run, and is told to the driver alone
+            log.warning("shard %s: %s: %s", unit.name, type(error).__name__, error)
+            raise ShardError(f"{type(error).__name__} in shard {unit.name} of the original; the worker's log tells more") from None
 
     def _protect(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         if not batch.samples:
@@ -93,3 +128,34 @@ def _encode_batch(work: tuple[Batch, np.ndarray]) -> tuple[list[Sample], Sequenc
     samples = [Sample(s.key, encode(picture), s.identity) for s, picture in zip(batch.samples, pictures, strict=True)]
     # a row of the ledger would otherwise carry the original's path into the protected set
     return samples, [Rejected(row.key, row.reason, row.error, row.num_bytes) for row in batch.rejected]
+
+
+def rekeyed(new_key: KeyMap, samples: Sequence[Sample], rejected: Sequence[Rejected]) -> tuple[list[Sample], list[Rejected]]:
+    """Samples and ledger rows under new keys, each in the order of these. A row keeps its reason alone: the size in bytes and the error
+    of a picture could be looked up among the originals."""
+    samples = [Sample(new_key(s.key), s.image, s.identity) for s in samples]
+    rows = [Rejected(new_key(row.key), row.reason, "", 0) for row in rejected]
+    return sorted(samples, key=lambda s: s.key), sorted(rows, key=lambda row: row.key)
+
+
+def require_same_keys(source: Dataset, output: Dataset, reference: str) -> None:
+    """Compare the keys of the first shard that an earlier run committed with those that the secret gives; nothing where there is none.
+
+    Raises:
+        SecretError: the earlier run replaced keys with another secret, or not at all.
+    """
+    new_key = KeyMap(reference)
+    for name in output.names():
+        made = {item.key for item in read_samples(output.read(output.manifest(name)) or _EMPTY_TAR)}
+        if not made:
+            continue
+        given = (item.key for item in read_samples(source.read(source.manifest(name)), sources=False))
+        if made.isdisjoint(map(new_key, given)):
+            raise SecretError(
+                f"{output.url} was begun with another secret than {reference} (the keys of its shard {name} are not those that it gives): "
+                "give the secret it was begun with, or choose another output"
+            )
+        return
+
+
+_EMPTY_TAR = ShardWriter().finish()

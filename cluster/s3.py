@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from cluster.store import AlreadyExists, NotFound, StoredObject, StoreError, Unfinished, require_inside
+from cluster.store import AlreadyExists, NotFound, StoredObject, StoreError, Unfinished, require_inside, require_no_credentials
 
 SMALL_BYTES = 1 << 20
 """Up to here an object's own digest is checked on reading too; a larger one is checked by the manifest that names it."""
@@ -43,11 +43,16 @@ _REMEDY = {
     "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
     "301": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
+_DENIED = {"AccessDenied", "403"}
 ResultT = TypeVar("ResultT")
 
 
 class DamagedTransfer(StoreError):
     """Bytes did not arrive as they were sent; sending them again may help."""
+
+
+class AccessDenied(StoreError):
+    """The credentials do not allow it."""
 
 
 class S3Store:
@@ -62,6 +67,8 @@ class S3Store:
         self.prefix = prefix.strip("/")
         if not self.bucket:
             raise StoreError(f"{url} names no bucket: write s3://bucket/prefix", fatal=True)
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            require_no_credentials(os.environ.get(name, ""), name)
         config = Config(
             retries={"mode": "standard", "max_attempts": 8},
             connect_timeout=5,
@@ -76,6 +83,7 @@ class S3Store:
         with self._translated(""):
             session = boto3.session.Session()
             self._client = session.client("s3", config=config, region_name=session.region_name or "us-east-1")
+        require_no_credentials(self._client.meta.endpoint_url, "the endpoint_url of the AWS profile")
 
     def get(self, key: str) -> bytes:
         return _again(lambda: self._get(key))
@@ -104,7 +112,7 @@ class S3Store:
                     yield StoredObject(entry["Key"][strip:], entry["Size"])
 
     def size(self, key: str) -> int:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             return self._client.head_object(**self._at(key))["ContentLength"]
 
     def delete(self, key: str) -> None:
@@ -124,7 +132,7 @@ class S3Store:
             self._client.abort_multipart_upload(**self._at(unfinished.key), UploadId=unfinished.token)
 
     def _get(self, key: str, **span: str) -> bytes:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             answer = self._client.get_object(**self._at(key), **span)
             data = answer["Body"].read()
         expected = answer["Metadata"].get("sha256")
@@ -195,8 +203,18 @@ class S3Store:
         require_inside(self.url, key)
         return f"{self.prefix}/{key}" if self.prefix else key
 
+    def _is_missing(self, key: str) -> bool:
+        """Whether a key that was refused is only not there: AWS says 403 for both, to keys that may list but a part of the bucket."""
+        from botocore.exceptions import ClientError
+
+        try:
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._full(key), MaxKeys=1)
+        except ClientError:
+            return False
+        return all(entry["Key"] != self._full(key) for entry in page.get("Contents", []))
+
     @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
         """Raise the protocol's errors in place of botocore's; no message carries a credential."""
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
@@ -205,7 +223,10 @@ class S3Store:
         try:
             yield
         except boto.ClientError as error:
-            raise _client_error(where, error.response) from None
+            translated = _client_error(where, error.response)
+            if reading and isinstance(translated, AccessDenied) and self._is_missing(key):
+                translated = NotFound(f"{where} does not exist")
+            raise translated from None
         except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound, ValueError) as error:
             remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role, and AWS_ENDPOINT_URL as http://host:port"
             raise StoreError(f"{where}: {error}: {remedy}", fatal=True) from None
@@ -227,6 +248,8 @@ def _client_error(where: str, response: Mapping[str, Any]) -> StoreError:
         return AlreadyExists(f"{where} is already there")
     if code in _DAMAGED:
         return DamagedTransfer(f"{where} did not arrive as it was sent ({code})")
+    if code in _DENIED:
+        return AccessDenied(f"{where}: {_REMEDY[code]}", fatal=True)
     refused = 400 <= status < 500 and code not in _PASSING and str(status) not in _PASSING
     return StoreError(f"{where}: {_REMEDY.get(code, code)}", fatal=code in _REMEDY or refused)
 

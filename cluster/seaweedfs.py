@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.store import StoreError
 
@@ -47,8 +48,12 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def seaweedfs(folder: Path) -> Iterator[Endpoint]:
+def seaweedfs(folder: Path, others: Mapping[str, Any] | None = None) -> Iterator[Endpoint]:
     """Run a SeaweedFS server that keeps its data and log in ``folder``, until the block ends.
+
+    Args:
+        folder: made where it is missing.
+        others: identities with fewer rights, and policies, as SeaweedFS's s3.json holds them beside the owner.
 
     Raises:
         StoreError: the ``weed`` program is missing, or did not answer within 30 seconds.
@@ -63,7 +68,8 @@ def seaweedfs(folder: Path) -> Iterator[Endpoint]:
     config.touch(mode=0o600)
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     identity = {"name": "owner", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
-    config.write_text(json.dumps({"identities": [identity]}))
+    others = others or {}
+    config.write_text(json.dumps({**others, "identities": [identity, *others.get("identities", [])]}))
     # SeaweedFS by default listens everywhere, reports home, and makes buckets that are only read
     ports = f"-s3.port={s3} -master.port={master} -volume.port={volume} -filer.port={filer} -admin.port={admin}"
     quiet = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cluster.secret import carries_credentials
+
 PROBE = ".probe-"
 """How the names of the objects begin that test a store's conditional PUT."""
 _TEMPORARY = ".tmp-"
@@ -97,6 +99,7 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         StoreError: the URL has another scheme or no bucket.
     """
     text = os.fspath(url)
+    require_no_credentials(text, "a store's URL")
     if text.startswith("s3:") and not text.startswith("s3://"):
         raise StoreError(f"{text} is no S3 URL: write s3://bucket/prefix with two slashes", fatal=True)
     if text.startswith("s3://"):
@@ -106,6 +109,16 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     if "://" in text and not text.startswith("file://"):
         raise StoreError(f"cannot open {text}: only s3://bucket/prefix and local folders are known", fatal=True)
     return LocalStore(text.removeprefix("file://"))
+
+
+def require_no_credentials(url: str, what: str) -> None:
+    """Refuse a URL with a user or password in it: it would reach configurations, lineage and messages. Raises StoreError, without it."""
+    if carries_credentials(url):
+        raise StoreError(
+            f"{what} holds a user or password (it is not repeated here): leave them out. boto3 finds credentials in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, a profile or a role",
+            fatal=True,
+        )
 
 
 def join_url(root: str, *parts: str) -> str:

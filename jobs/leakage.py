@@ -15,6 +15,7 @@ from cluster.embed import EmbedProcessor
 from cluster.index import Gallery, GalleryError, GalleryOptions
 from cluster.inputs import input_units
 from cluster.leakage import EmbeddedSet, run_search, summarise
+from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.stage import StageOptions, StageResult, run_stage
 from cluster.store import NotFound, join_url, open_store
@@ -58,6 +59,8 @@ class LeakageConfig(RayConfig):
     """CPU cores set aside for each; 0 lets them share the workers' (they take turns), which always fits."""
     gpus_per_gallery_actor: float = 0.0
     """GPUs of each; FAISS then searches on the GPU, with the same result."""
+    rekey: str | None = None
+    """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH."""
 
     def gallery_options(self) -> GalleryOptions:
         """The same as options of a gallery."""
@@ -70,16 +73,19 @@ def run(config: LeakageConfig) -> dict[str, Any]:
     images = {"original": Dataset(config.original), "protected": Dataset(config.protected)}
     lineage = {role: _lineage(dataset) for role, dataset in images.items()}
     _require_origin(lineage)
+    new_key = key_map_of(lineage["protected"]["config"], config.rekey, config.protected)
+    rekey = (config.rekey, new_key.check) if config.rekey and new_key else None
     failed: list[str] = []
     with session(config.address):
-        attackers = [_attack(config, embedder, lineage, failed) for embedder in embedders]
+        attackers = [_attack(config, embedder, lineage, failed, rekey) for embedder in embedders]
     report = _report(lineage, attackers)
     output = open_store(config.output)
     output.put("leakage.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     print("\n".join(_table(report)))
     for shard in failed:
         print(f"given up: {shard}: its manifest says why")
-    print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}")
+    again = f" --rekey {config.rekey}" if config.rekey else ""
+    print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}{again}")
     return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed}
 
 
@@ -121,11 +127,14 @@ def _require_origin(lineage: Mapping[str, Mapping[str, Any]]) -> None:
         raise GalleryError(f"{original['url']} was made from {protected['url']}: --original and --protected are swapped")
     if parent and parent["fingerprint"] != original["fingerprint"]:
         raise GalleryError(
-            f"{protected['url']} was made from {parent['url']}, not from {original['url']} as it is now: give its own originals"
+            f"{protected['url']} was made from {parent.get('url', 'others')}, not from {original['url']} as it is now: "
+            "give its own originals"
         )
 
 
-def _attack(config: LeakageConfig, embedders: Embedders, lineage: Mapping[str, Any], failed: list[str]) -> dict[str, Any]:
+def _attack(
+    config: LeakageConfig, embedders: Embedders, lineage: Mapping[str, Any], failed: list[str], rekey: tuple[str, str] | None
+) -> dict[str, Any]:
     """All searches of one attacker; appends to ``failed`` the shards that were given up."""
     sets = {role: _embedded(config, lineage[role]["url"], embedder, failed) for role, embedder in embedders.items()}
     recognizer = sets["original"].recognizer
@@ -137,7 +146,13 @@ def _attack(config: LeakageConfig, embedders: Embedders, lineage: Mapping[str, A
                 folder = f"{recognizer['name']}/{query_role}-{role}"
                 output = Dataset(join_url(config.output, folder), ".parquet")
                 name = f"{query_role} -> {role} ({recognizer['name']})"
-                result = run_search(sets[query_role], sets[role], gallery, output, name=name, seed=config.seed, options=options)
+                shared: dict[str, Any] = {
+                    "name": name,
+                    "seed": config.seed,
+                    "options": options,
+                    "rekey": rekey if part == "leakage" else None,
+                }
+                result = run_search(sets[query_role], sets[role], gallery, output, **shared)
                 failed += _failures(output, result)
                 found[part] = _search_part(output, folder, lineage[query_role]["samples"], result, len(gallery))
     return found

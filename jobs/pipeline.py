@@ -82,6 +82,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     ray, pair = {"num_workers": config.num_workers}, {"original": original, "protected": protected}
 
     lineage = weights if config.protect.get("method", "facemae") == "facemae" else None
+    rekey = config.protect.get("rekey")
 
     def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:
         clash = sorted((set(roots) - set(ray)) & set(section))
@@ -99,8 +100,8 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
         job(train, train.TrainConfig, config.train, "train", data=training, recognizer=inside, output=weights),
         job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
         job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=weights, **ray),
-        job(leakage, leakage.LeakageConfig, config.leakage, "leakage", **pair, recognizer=attackers, output=results, **ray),
-        job(report, report.ReportConfig, config.report, "report", output=results, weights=lineage),
+        job(leakage, leakage.LeakageConfig, config.leakage, "leakage", **pair, recognizer=attackers, output=results, rekey=rekey, **ray),
+        job(report, report.ReportConfig, config.report, "report", output=results, weights=lineage, rekey=rekey),
         job(verify, verify.VerifyConfig, {}, "verify original", root=original),
         job(verify, verify.VerifyConfig, {}, "verify protected", root=protected),
     ]

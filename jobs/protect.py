@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.dataset import Dataset
 from cluster.inputs import input_units
-from cluster.protect import ProtectProcessor, describe_protection
+from cluster.protect import ProtectProcessor, describe_protection, require_same_keys
 from cluster.session import session
 from cluster.stage import run_stage
 from jobs.command import RayConfig, main_of
@@ -42,6 +42,8 @@ class ProtectConfig(RayConfig):
     """cpu, cuda, or auto: cuda where the worker has one."""
     batch_size: int = 64
     """Images handed to the device at once; changes no byte of the output."""
+    rekey: str | None = None
+    """For a release: replace every key by HMAC-SHA256 under the secret at env:NAME or file:PATH (driver and workers each read it)."""
 
 
 def run(config: ProtectConfig) -> dict[str, Any]:
@@ -49,12 +51,16 @@ def run(config: ProtectConfig) -> dict[str, Any]:
     source, output = Dataset(config.input), Dataset(config.output)
     units, parent = input_units(source)
     options = _method_options(config)
+    if config.rekey is not None:
+        require_same_keys(source, output, config.rekey)
+        del parent["url"]  # would tell where the originals are
     with session(config.address):
         description = describe_protection(config.method, options, config.gpus_per_worker)
-        processor = ProtectProcessor(config.input, config.method, options, description, config.batch_size)
+        processor = ProtectProcessor(config.input, config.method, options, description, config.batch_size, config.rekey)
         name = f"protect ({config.method})"
         result = run_stage(processor, units, output, name=name, kind="images", parent=parent, options=config.stage_options())
     next_step = f"facemae leakage --original {config.input} --protected {config.output} --recognizer ATTACKER.onnx --output leakage"
+    next_step += f" --rekey {config.rekey}" if config.rekey else ""
     return print_summary(result, output, next_step=next_step)
 
 

@@ -44,6 +44,8 @@ class ReportConfig(Config):
     """Chooses them, together with their keys."""
     weights: str | None = None
     """The output of the facemae train behind the protected set; the page then also tells how the weights came about."""
+    rekey: str | None = None
+    """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH, so that pictures find their originals."""
 
 
 def run(config: ReportConfig) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def _pictures(config: ReportConfig, measurement: Measurement, output: str) -> tu
     if not config.pictures or config.num_pictures == 0:
         return [], ""
     try:
-        return choose_pictures(measurement, output, config.num_pictures, config.seed), ""
+        return choose_pictures(measurement, output, config.num_pictures, config.seed, config.rekey), ""
     except (*UNREADABLE, PictureError) as error:
         return [], str(error)
 

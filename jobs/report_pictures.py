@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, zip_longest
@@ -15,6 +15,7 @@ import numpy as np
 from cluster.dataset import Dataset
 from cluster.leakage import read_ranks
 from cluster.picture import SIZE, decode, encode
+from cluster.secret import key_map_of
 from cluster.shard import Sample, ShardError, read_samples
 from cluster.store import StoreError, join_url
 from facemae.leakage import BEYOND, UNDEFINED
@@ -39,20 +40,23 @@ class Picture:
     outcome: str
 
 
-def choose_pictures(measurement: Measurement, output: str, count: int, seed: int) -> list[Picture]:
+def choose_pictures(measurement: Measurement, output: str, count: int, seed: int, rekey: str | None = None) -> list[Picture]:
     """Samples by turns from a few shards, in the order of a seeded hash, each shard's identities one by one first.
 
     Raises:
+        SecretError: the protected set's keys were replaced, and ``rekey`` is not the place of the secret that did it.
         StoreError, ShardError, PictureError: one of the two image sets cannot be read, or is not the one that was measured.
     """
     originals, protected = (require_measured_state(found) for found in (measurement.original, measurement.protected))
+    new_key = key_map_of(measurement.protected.config, rekey, measurement.protected.url) or str
     names = sorted(set(originals.names()) & set(protected.names()), key=lambda name: _order(seed, name))
     shards: list[list[Picture]] = []
     for name in names:
         if len(shards) >= SHARDS and sum(map(len, shards)) >= count:
             break
         ranks = _ranks(measurement, output, name)
-        shards.append([_picture(before, after, measurement, ranks) for before, after in _pairs(originals, protected, name, count, seed)])
+        pairs = _pairs(_samples(originals, name), _samples(protected, name), new_key, count, seed)
+        shards.append([_picture(before, after, measurement, ranks) for before, after in pairs])
     turns = chain.from_iterable(zip_longest(*shards))
     return [picture for picture in turns if picture is not None][:count]
 
@@ -66,12 +70,14 @@ def mask_picture(picture: np.ndarray, key: str, patch_size: int, mask_ratio: flo
     return np.where(shown, picture, np.uint8(GREY))
 
 
-def _pairs(originals: Dataset, protected: Dataset, shard: str, count: int, seed: int) -> list[tuple[Sample, Sample]]:
+def _pairs(
+    originals: Sequence[Sample], protected: Sequence[Sample], new_key: Callable[[str], str], count: int, seed: int
+) -> list[tuple[Sample, Sample]]:
     """Samples of one shard before and after."""
-    before, after = ({sample.key: sample for sample in _samples(dataset, shard)} for dataset in (originals, protected))
-    keys = sorted(before.keys() & after.keys(), key=lambda key: _order(seed, key))
+    before, after = {new_key(sample.key): sample for sample in originals}, {sample.key: sample for sample in protected}
+    keys = sorted(before.keys() & after.keys(), key=lambda key: _order(seed, before[key].key))
     first = {before[key].identity: key for key in reversed(keys)}
-    people = sorted(first.values(), key=lambda key: _order(seed, key))
+    people = [key for key in keys if first[before[key].identity] == key]
     others = [key for key in keys if first[before[key].identity] != key]
     return [(before[key], after[key]) for key in (people + others)[:count]]
 
@@ -98,10 +104,10 @@ def _picture(before: Sample, after: Sample, measurement: Measurement, ranks: Map
     original = decode(before.image)
     masking = _masking(measurement.protected.protection)
     masked = _uri(encode(mask_picture(original, before.key, *masking))) if masking else None
-    rank = ranks.get(before.key, UNDEFINED)
+    rank = ranks.get(after.key, UNDEFINED)
     told = {UNDEFINED: "", BEYOND: f"not among the {measurement.depth} nearest", 1: "traced: nearest of all"}
     # encoded anew: an original's own bytes may carry EXIF, with the place where it was taken
-    return Picture(before.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank}"))
+    return Picture(after.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank}"))
 
 
 def _masking(protection: Mapping[str, Any]) -> tuple[int, float, int] | None:

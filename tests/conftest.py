@@ -18,6 +18,7 @@ from cluster.seaweedfs import Endpoint, seaweedfs
 from cluster.session import session
 from cluster.source import open_source
 from cluster.stage import StageOptions, run_stage
+from tests.infra.whole_run import whole_run  # noqa: F401  # one run for all tests that look at it
 
 pytest_plugins = ["tests.faults.report"]
 

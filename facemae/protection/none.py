@@ -16,8 +16,8 @@ class NoProtection:
     name = "none"
 
     def describe(self) -> dict[str, Any]:
-        """Returns the method's name; see `Protection.describe`."""
-        return {"method": self.name}
+        """Returns the method's name, and that it protects nobody; see `Protection.describe`."""
+        return {"method": self.name, "warning": "not a protection: these are the original pictures, encoded again"}
 
     def protect(self, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
         """Returns `pictures` itself; see `Protection.protect`."""

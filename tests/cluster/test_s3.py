@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import s3
-from cluster.s3 import DamagedTransfer, S3Store, _client_error
+from cluster.s3 import AccessDenied, DamagedTransfer, S3Store, _client_error
 from cluster.store import AlreadyExists, NotFound, StoreError
 
 pytestmark = pytest.mark.s3
@@ -144,7 +144,7 @@ def answer(code: str, status: int) -> dict[str, Any]:
         ("ConditionalRequestConflict", 409, StoreError, False),
         ("TooManyRequests", 429, StoreError, False),
         ("NoSuchUpload", 404, StoreError, False),
-        ("AccessDenied", 403, StoreError, True),
+        ("AccessDenied", 403, AccessDenied, True),
         ("NoSuchBucket", 404, StoreError, True),
         ("EntityTooLarge", 400, StoreError, True),
         ("MethodNotAllowed", 405, StoreError, True),

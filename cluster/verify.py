@@ -30,6 +30,7 @@ class Verification:
         problems: what is missing, doubled, damaged or does not add up; empty when the data set keeps its promise.
         strays: keys of objects that no manifest names.
         unfinished: writes that were begun and never completed.
+        notes: what could not be looked at.
     """
 
     url: str
@@ -41,6 +42,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -76,7 +78,12 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
     _check_description(dataset, found)
     _check_index(dataset, manifests, found)
     found.strays = list(_strays(dataset, manifests))
-    found.unfinished = [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
+    try:
+        found.unfinished = _unfinished(dataset)
+    except StoreError as error:  # no reader needs this permission for anything else
+        if not error.fatal:
+            raise
+        found.notes.append("uploads that were never completed could not be listed with these credentials")
     return found
 
 
@@ -95,12 +102,16 @@ def clean(url: str, suffix: str = ".tar", announce: Callable[[str], None] = lamb
     if alive:
         raise StoreError(f"attempt {alive[0]} is at work on {dataset.url}: wait for its end, or stop it, and clean then", fatal=True)
     removed = [key for key in _strays(dataset, dataset.manifests()) if _is_leftover(dataset, key)]
-    unfinished = [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
+    unfinished = _unfinished(dataset)
     for key in removed:
         dataset.store.delete(key)
     for each in unfinished:
         dataset.store.discard(each)
     return removed + [each.key for each in unfinished]
+
+
+def _unfinished(dataset: Dataset) -> list[Unfinished]:
+    return [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
 
 
 _OURS = re.compile(r"(?:shards|quarantine)/(?P<shard>\d{5,})-[0-9a-f]{12}\.(?:tar|parquet)")

@@ -65,6 +65,8 @@ def _print(found: Verification) -> None:
         print(f"  STRAY    {stray}: no manifest names it; --clean removes what dead attempts left, other files are yours to move")
     for each in found.unfinished:
         print(f"  STRAY    {each.key}: a write that was never completed; --clean removes it")
+    for note in found.notes:
+        print(f"  NOTE     {note}")
     if found.ok:
         print("  nothing missing, nothing doubled, no stray object")
 

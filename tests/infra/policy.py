@@ -76,6 +76,8 @@ def accesses(method: str, target: str, headers: Mapping[str, str]) -> list[Acces
     given.pop("x-id", None)  # the SDK's name of the operation, which the service ignores
     bucket_arn = f"arn:aws:s3:::{bucket}"
     if not key:
+        if "uploads" in given and method == "GET":  # IAM has no s3:prefix for this one
+            return [Access("s3:ListBucketMultipartUploads", bucket_arn, {})]
         known = {"list-type", "prefix", "max-keys", "continuation-token", "encoding-type", "delimiter", "start-after"}
         assert method == "GET", f"{method} {target}: no job asks this of a bucket"
         assert given.get("list-type") == "2", f"{method} {target}: no job asks this of a bucket"

@@ -318,9 +318,10 @@ def test_a_tar_of_very_many_tiny_members_has_a_ledger_of_bounded_size(tmp_path: 
 
 def test_what_would_make_a_shard_larger_than_any_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image = jpeg(3)
-    monkeypatch.setattr(ingest_module, "MAX_SHARD_BYTES", 2 * len(image) + 10)
+    monkeypatch.setattr(ingest_module, "MAX_SHARD_BYTES", 2 * (len(image) + 4096))
     made = ingested(tmp_path, b"".join(face(b"%d" % i, 3) for i in range(4)) + END)
     assert [made.samples, *(row.reason for row in made.rejected)] == [2, "shard-full", "shard-full"]
+    assert len(made.payload or b"") < ingest_module.MAX_SHARD_BYTES + len(END)
 
 
 @pytest.mark.scale

@@ -14,6 +14,7 @@ help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 5 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
 	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed (about 30 minutes on 2 cores)"
+	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
 	@echo "make lock    resolve the dependencies again into constraints.txt"
@@ -37,6 +38,10 @@ faults: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+
+FUZZ ?= --cases 100000 --seed 0
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from cluster.picture import SIZE, PictureError, align
 from cluster.processor import Processor, Unit
 from cluster.shard import Rejected, Sample, ShardWriter
 from cluster.source import Source
+from cluster.tar import BLOCK
 
 CHUNK = 64
 MAX_ROWS = 100_000
@@ -73,13 +74,14 @@ class IngestProcessor(Processor[Unit]):
         named = ((f"{unit.name}-{number:06d}", item) for number, item in items)
         for results in ahead_map(self._pool, self._align_all, chunks(named, CHUNK), self._ahead):
             for result, unchanged in results:
-                if isinstance(result, Sample) and size + len(result.image) > MAX_SHARD_BYTES:
+                size += _size(result) if isinstance(result, Sample) else 0
+                if isinstance(result, Sample) and size > MAX_SHARD_BYTES:
                     result = Rejected(result.key, "shard-full", f"the shard would have over {MAX_SHARD_BYTES} bytes", 0, result.source)
                 if isinstance(result, Rejected):
                     ledger.add(result)
                     continue
                 writer.add(result)
-                kept, size = kept + unchanged, size + len(result.image)
+                kept += unchanged
         payload = writer.finish() if writer.samples else None
         counts = {"kept_bytes": kept, "reencoded": writer.samples - kept, **ledger.counts}
         return ShardData(payload, writer.samples, Labels.of(writer.labels), ledger.rows(), counts)
@@ -97,3 +99,8 @@ class IngestProcessor(Processor[Unit]):
         except PictureError as error:
             return Rejected(key, error.reason, str(error), len(item.image), source), False
         return Sample(key, picture.jpeg, item.identity, source), picture.kept
+
+
+def _size(sample: Sample) -> int:
+    """What a sample takes in a tar at most: three headers, three paddings, and its source as JSON escapes it."""
+    return len(sample.image) + 7 * BLOCK + 6 * len(sample.source or "")

@@ -112,7 +112,7 @@ def _jpeg_header(data: bytes | memoryview) -> tuple[int, int, str]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        raise PictureError("not-an-image", f"no JPEG header: {error}") from None
+        raise PictureError("not-an-image", f"no JPEG that libjpeg-turbo reads: {error}") from None
     if bytes(data).count(b"\xff\xda") > MAX_SCANS:  # each passes over the whole picture, and takes a few bytes of the file
         raise PictureError("too-large", f"a JPEG of more than {MAX_SCANS} scans: save it again")
     return height, width, colorspace

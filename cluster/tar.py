@@ -19,6 +19,7 @@ MAX_NAME_BYTES = 64 << 10
 
 _ZEROS = bytes(BLOCK)
 _RECORD = re.compile(rb"([0-9]{1,9}) ")
+_SPARSE = b"GNU.sparse"
 _EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))
 _NO_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 """Kinds that no data follows, whatever their size field says."""
@@ -95,14 +96,15 @@ def read_members(data: bytes | memoryview) -> Iterator[Member]:
 
 def _member(header: bytes, kind: bytes, data: memoryview, attributes: dict[bytes, bytes]) -> Member:
     """The member behind a header, with the attributes that were given before it."""
-    name = attributes.get(b"path") if attributes else None
-    text = (name if name is not None else _header_name(header)).decode("utf-8", "surrogateescape")
-    if kind in (b"0", b"\0") and len(data) <= MAX_MEMBER_BYTES and b"GNU.sparse" not in attributes:
+    name = attributes.get(_SPARSE) or attributes.get(b"path") if attributes else None
+    text = (_header_name(header) if name is None else name).decode("utf-8", "surrogateescape")
+    is_file = kind in (b"0", b"\0") and _SPARSE not in attributes
+    if is_file and len(data) <= MAX_MEMBER_BYTES:
         return Member(text, data)
-    if kind in (b"0", b"\0") and b"GNU.sparse" not in attributes:
+    if is_file:
         problem = ("too-large", f"a member of {len(data)} bytes, the limit is {MAX_MEMBER_BYTES}: no face picture needs as many")
     else:
-        found = "a sparse file" if b"GNU.sparse" in attributes else _KINDS.get(kind, f"of tar type {kind!r}")
+        found = _KINDS[b"S"] if _SPARSE in attributes else _KINDS.get(kind, f"of tar type {kind!r}")
         problem = ("not-a-file", f"a member is {found}, not a regular file: make the tar again with files only (tar --dereference)")
     return Member(text, data[:0], problem)
 
@@ -158,7 +160,7 @@ def _header_name(header: bytes) -> bytes:
 
 
 def _extension(kind: bytes, data: bytes) -> dict[bytes, bytes]:
-    """What a GNU or PAX header says of the next member: ``path``, ``size`` and whether it is sparse (``GNU.sparse``)."""
+    """What a GNU or PAX header says of the next member: ``path``, ``size``, and ``GNU.sparse`` with its true name where it is sparse."""
     if kind == b"L":
         return {b"path": data.partition(b"\0")[0]}
     if kind == b"K":  # where a link leads: none is followed
@@ -183,7 +185,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
         if name in (b"path", b"size"):
             found[name] = value
         elif name.startswith(b"GNU.sparse."):
-            found[b"GNU.sparse"] = b""
+            found[_SPARSE] = value if name == b"GNU.sparse.name" else found.get(_SPARSE, b"")
         offset = stop
     return found
 

@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    print(f"limits of a case: {SECONDS:.0f} s, {MEMORY >> 20} MiB above what the process has at its start; seed {arguments.seed}")
+    print(f"limits of a case: {SECONDS:.0f} s of CPU, {MEMORY >> 20} MiB above what the process has at its start; seed {arguments.seed}")
     reports = run(arguments.cases, arguments.seed)
     total, failed = sum(report.cases for report in reports), [(r.target, *failure) for r in reports for failure in r.failures]
     print(f"{total} cases in {time.perf_counter() - started:.0f} s, {len(failed)} failed")

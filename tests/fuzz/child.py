@@ -17,7 +17,9 @@ from collections import Counter
 from cluster.picture import MAX_DECODE_BYTES
 
 SECONDS = 5.0
-"""A case that takes longer hangs; the kernel ends the process."""
+"""A case that takes more CPU than this hangs; the kernel ends the process."""
+PATIENCE = 30.0
+"""A case that waits longer, for whatever it may be, hangs as well: the machine may be busy, so that this is not the same."""
 MEMORY = MAX_DECODE_BYTES
 """What a case may allocate above what the process has when it starts: the bound that the readers state."""
 MAX_FAILURES = 20
@@ -32,22 +34,29 @@ def main(target: str, seed: int, start: int, stop: int, progress: str) -> None:
     run(case_random(seed, "warm-up", 0)) if not colon else None
     before = _limit_memory()
     outcomes, failures, slowest = Counter[str](), list[tuple[int, str]](), (0.0, start)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for expired in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(expired, signal.SIG_DFL)
     with open(progress, "r+b", buffering=0) as file:
         for number in range(start, stop):
             os.pwrite(file.fileno(), number.to_bytes(8, "little"), 0)
-            rng, began = case_random(seed, target, number), time.perf_counter()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            rng, began = case_random(seed, target, number), time.process_time()
+            _set_clocks(SECONDS, PATIENCE)
             try:
                 outcomes[run(rng)] += 1
             except Exception as error:  # every exception that is not the reader's own is what the fuzzer looks for
                 outcomes["FAILED"] += 1
                 failures.append((number, f"{type(error).__name__}: {error}"[:600]))
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            slowest = max(slowest, (time.perf_counter() - began, number))
+            _set_clocks(0, 0)
+            slowest = max(slowest, (time.process_time() - began, number))
     peak = _peak()
     found = {"outcomes": outcomes, "failures": failures[:MAX_FAILURES], "slowest": slowest, "peak_rss": peak, "peak_growth": peak - before}
     print(json.dumps(found))
+
+
+def _set_clocks(cpu: float, wall: float) -> None:
+    """Start the clocks of a case, or stop them with zeros."""
+    signal.setitimer(signal.ITIMER_PROF, cpu)
+    signal.setitimer(signal.ITIMER_REAL, wall)
 
 
 def _peak() -> int:

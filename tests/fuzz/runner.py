@@ -59,7 +59,7 @@ def _child(target: str, seed: int, start: int, stop: int) -> Report | tuple[int,
         command = [sys.executable, "-m", "tests.fuzz.child", target, str(seed), str(start), str(stop), progress.name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         killer = int.from_bytes(Path(progress.name).read_bytes(), "little")
-    if done.returncode == -signal.SIGALRM:
+    if done.returncode in (-signal.SIGPROF, -signal.SIGALRM):
         return killer, "hangs"
     if done.returncode:
         name = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import random
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +21,10 @@ from cluster.ingest import REJECTED, IngestProcessor
 from cluster.picture import PictureError, align, decode
 from cluster.shard import Rejected, Sample, read_samples
 from cluster.source import RecordSource, RecordUnit, TarSource, TarUnit
+from cluster.store import StoreError
 from cluster.tar import NotATarError, ShardError, read_members
 from facemae.bin_file import BinFileError, read_bin
+from tests.cluster.test_record import Written
 from tests.fuzz import corpus
 from tests.fuzz.mutate import edit_jpeg, edit_png, edit_tar, mutated
 
@@ -116,6 +120,24 @@ def record(rng: random.Random) -> str:
     return "rows" if rows else "whole"
 
 
+def index(rng: random.Random) -> str:
+    """Broken .idx files through the whole source: refused by name, or every record that it lists is a sample or a row."""
+    written = rng.choice(corpus.records())
+    with tempfile.TemporaryDirectory() as folder:
+        url = Written(written.rec, mutated(written.idx, [w.idx for w in corpus.records()], rng, None), {}).save(Path(folder))
+        source = RecordSource(url)
+        try:
+            units = source.units(rng.choice((1, 4, 1000)))
+        except StoreError as error:
+            require(error.fatal and folder in str(error), str(error))
+            return "refused"
+        found = [item for unit in units for item in source.samples(unit, source.fetch(unit))]
+    listed = sum(unit.num_samples for unit in units)
+    people = len(written.starts) - 7 if 0 in written.starts else 0  # index records hold no image
+    require(len(found) >= listed - people - 1, f"{listed} records listed, {len(found)} came out")
+    return "rows" if any(isinstance(item, Rejected) for item in found) else "whole"
+
+
 def picture(kind: str, rng: random.Random) -> str:
     """Broken pictures: an aligned JPEG that every later stage decodes, or a PictureError."""
     files = corpus.pictures()[kind]
@@ -162,7 +184,8 @@ def bin_file(rng: random.Random) -> str:
 TARGETS: dict[str, tuple[Target, int]] = {
     "tar": (tar, 30),
     "tar, valid": (valid_tar, 10),
-    "record": (record, 15),
+    "record": (record, 12),
+    "index": (index, 3),
     "jpeg": (partial(picture, "jpeg"), 15),
     "png": (partial(picture, "png"), 12),
     "webp": (partial(picture, "webp"), 8),

@@ -49,6 +49,8 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
         model = MaskedAutoencoder.from_pretrained(weights, expected_sha256=result["weights"]["sha256"])
     assert model.architecture.name == "facemae_tiny_patch16_112"
     assert train(plan(folder, s3_root, workers=2, stage=2)) == json.loads(open_store(s3_root).get("run.json"))  # nothing is done twice
+    open_store(s3_root).delete("run.json")  # as if killed between the last checkpoint and the end
+    assert train(plan(folder, s3_root, workers=1, stage=1)) == result
 
 
 def test_an_error_that_trying_again_cannot_help_ends_the_run_with_its_reason(ray_session: None, folder: Path, tmp_path: Path):

@@ -71,12 +71,15 @@ class Killer(threading.Thread):
 
 def family(process: psutil.Process) -> list[psutil.Process]:
     """All that it started and that is still there."""
-    return [child for child in process.children(recursive=True) if alive(child)]
+    try:
+        return [child for child in process.children(recursive=True) if alive(child)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def trainers_of(process: psutil.Process) -> list[psutil.Process]:
     """The training workers among its family."""
-    return [child for child in family(process) if child.name().startswith("ray::RayTrainW")]
+    return [child for child in family(process) if _name(child).startswith("ray::RayTrainW")]
 
 
 def alive(process: psutil.Process) -> bool:
@@ -85,3 +88,10 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.faults
 @pytest.mark.s3
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_session: None, folder: Path, s3_root: str, tmp_path: Path):
     moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, grid_every=3, max_failures=2)
     killer = Killer(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.faults
 @pytest.mark.s3
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_session: None, folder: Path, s3_root: str, tmp_path: Path):
     moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, grid_every=3, max_failures=2)
     killer = Killer(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)
@@ -49,6 +50,8 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
         model = MaskedAutoencoder.from_pretrained(weights, expected_sha256=result["weights"]["sha256"])
     assert model.architecture.name == "facemae_tiny_patch16_112"
     assert train(plan(folder, s3_root, workers=2, stage=2)) == json.loads(open_store(s3_root).get("run.json"))  # nothing is done twice
+    open_store(s3_root).delete("run.json")  # as if killed between the last checkpoint and the end
+    assert train(plan(folder, s3_root, workers=1, stage=1)) == result
 
 
 def test_an_error_that_trying_again_cannot_help_ends_the_run_with_its_reason(ray_session: None, folder: Path, tmp_path: Path):

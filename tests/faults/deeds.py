@@ -28,7 +28,8 @@ class Kill:
 
 
 class Killer(threading.Thread):
-    """Does deeds one after the other, each once the run has published that step.
+    """Does deeds one after the other, each once the run has published that step, which must lie beyond what it has published before,
+    a damaged checkpoint included.
 
     Args:
         url: the run.
@@ -49,11 +50,11 @@ class Killer(threading.Thread):
     def run(self) -> None:
         checkpoints = Checkpoints(open_store(self._url))
         for step, what in self._deeds:
-            while max(checkpoints.steps(), default=0) < step:
+            while max(checkpoints.steps(), default=0) < step or not trainers_of(self._driver):
                 if not alive(self._driver):
                     return
                 time.sleep(0.02)
-            time.sleep(self._random.uniform(0, 0.3))
+            time.sleep(self._random.uniform(0, 0.2))
             victims = self._victims(what)
             published = max(checkpoints.steps(), default=0)
             moment = time.time()
@@ -70,12 +71,15 @@ class Killer(threading.Thread):
 
 def family(process: psutil.Process) -> list[psutil.Process]:
     """All that it started and that is still there."""
-    return [child for child in process.children(recursive=True) if alive(child)]
+    try:
+        return [child for child in process.children(recursive=True) if alive(child)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def trainers_of(process: psutil.Process) -> list[psutil.Process]:
     """The training workers among its family."""
-    return [child for child in family(process) if child.name().startswith("ray::RayTrainW")]
+    return [child for child in family(process) if _name(child).startswith("ray::RayTrainW")]
 
 
 def alive(process: psutil.Process) -> bool:
@@ -84,3 +88,10 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""

@@ -9,29 +9,33 @@ from typing import Any
 
 from cluster.dataset import Dataset
 from cluster.verify import Verification, clean, verify
+from cluster.verify_training import holds_training, verify_training
 from jobs.command import Config, main_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Config):
-    """Read every object of a data set again: sha256 of each shard, samples and labels counted, ledger added up, strays named.
+    """Read every object of a data set again: sha256 of each shard, samples and labels counted, ledger added up, strays named. Of a
+    training run: weights, checkpoints, and from the log of keys that no sample was repeated or skipped.
 
     Reads: ROOT and the embeddings below it. Writes nothing, unless --clean is given. Exit code 0 only when everything adds up, 3 when it
     does but whole shards were given up.
     """
 
     root: str
-    """Root of the data set."""
+    """Root of the data set, or of the training run."""
     clean: bool = False
     """First remove what dead attempts left behind. Refused while an attempt is alive (watches heartbeats for up to 20 seconds)."""
 
 
 def run(config: VerifyConfig) -> dict[str, Any]:
-    """Verify the data set and its embeddings, print what was found.
+    """Verify the data set and its embeddings, or the training run, and print what was found.
 
     Raises:
         ValueError: something is missing, doubled, damaged or stray.
     """
+    if holds_training(config.root):
+        return _run_training(config.root)
     dataset = Dataset(config.root)
     dataset.description()
     names = sorted({key.split("/")[1] for key in (stored.key for stored in dataset.store.list("embeddings/")) if key.count("/") > 1})
@@ -48,6 +52,14 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         raise ValueError(f"{', '.join(bad)} does not add up: see above")
     given_up = [f"{verification.url}: {shard}" for verification in found for shard in verification.given_up]
     return {"verified": [verification.url for verification in found], "failed_shards": given_up}
+
+
+def _run_training(root: str) -> dict[str, Any]:
+    found = verify_training(root)
+    print("\n".join(found.lines()), flush=True)
+    if not found.ok:
+        raise ValueError(f"{found.url} is not what it claims to be: see above")
+    return {"verified": [found.url]}
 
 
 def _print(found: Verification) -> None:

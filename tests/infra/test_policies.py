@@ -240,7 +240,7 @@ def test_a_missing_object_is_told_from_a_forbidden_one(whole_run: WholeRun, monk
             monkeypatch.setenv(name, value)
     store = open_store("s3://faces/original")
     for read in (store.get, store.size, lambda key: store.get_range(key, 0, 1)):
-        with pytest.raises(NotFound, match="manifests/99999.json does not exist"):
+        with pytest.raises(NotFound, match=r"manifests/99999\.json does not exist"):
             read("manifests/99999.json")
         with pytest.raises(StoreError, match="access denied: check the credentials") as caught:
             read("quarantine/00000.parquet")  # it is there, and may be listed, but not read

@@ -181,6 +181,16 @@ def test_a_bad_gallery_ends_the_search_with_one_clear_line(ray_session: None, tm
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shrunk", ["original", "protected"])
+def test_embeddings_that_expired_are_no_smaller_leakage(ray_session: None, tmp_path: Path, shrunk: str) -> None:
+    originals, protected = faces()
+    sets = {"original": write_set(tmp_path / "original", originals), "protected": write_set(tmp_path / "protected", protected)}
+    sets[shrunk].dataset.store.delete("manifests/00002.json")
+    message = rf"{shrunk}/embeddings/toy has 240 of its 300 embeddings left \(expired.*facemae embed"
+    with pytest.raises(GalleryError, match=message):
+        search(sets["protected"], sets["original"], Dataset(str(tmp_path / "ranks"), ".parquet"))
+
+
 class FakeGallery:
     """Numbers from 0, as a gallery of one shard; never searched."""
 

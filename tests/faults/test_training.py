@@ -3,7 +3,6 @@ epoch comes twice or never, and the end is that of an undisturbed run. ``--kills
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from cluster.seaweedfs import Endpoint
 from cluster.store import Store, open_store
 from cluster.verify_training import verify_training
 from tests.faults.deeds import Kill, Killer, alive, family, trainers_of
+from tests.faults.report import Case
 from tests.training import assert_as_undisturbed, plan, reference, write_training_set
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
@@ -119,8 +118,8 @@ class Training:
                 starts += [(event.wall_time, event.step - 1) for event in events]
         return sorted(starts)
 
-    def check(self, undisturbed: Any) -> None:
-        """The end is that of an undisturbed run, and the log of keys adds up."""
+    def check(self, undisturbed: Any) -> int:
+        """The end is that of an undisturbed run, and the log of keys adds up. Returns how many samples the log holds."""
         verified = verify_training(self.url, KEYS)
         assert verified.ok, verified.problems
         assert verified.finished
@@ -129,41 +128,45 @@ class Training:
         curves = self.scratch / "curves"
         curves.mkdir()
         assert_as_undisturbed(self.url, curves, undisturbed)
+        return verified.keys.samples
 
 
-def report(kills: Sequence[Kill], record_property: Callable[[str, object], None]) -> None:
-    record_property("kills", json.dumps([asdict(kill) for kill in kills]))
+def report(kills: Sequence[Kill], case: Case) -> None:
     for kill in kills:
+        case.note(f"{'SIGTERM' if kill.what == 'stop' else 'kill'} {kill.what.split(' after')[0]}", killed=kill.what != "stop")
         print(f"kill {kill.what} at {kill.seconds:.2f} s, pids {kill.pids}, newest published step {kill.step}, seed {kill.seed}")
 
 
 @pytest.mark.timeout(900)
 def test_workers_and_driver_die_the_newest_checkpoint_is_damaged_and_the_number_of_workers_changes(
-    s3_server: Endpoint, folder: Path, s3_root: str, tmp_path: Path, undisturbed: Any, record_property: Callable[[str, object], None]
+    s3_server: Endpoint, folder: Path, s3_root: str, tmp_path: Path, undisturbed: Any, fault_case: Case
 ):
     training = Training(folder, s3_root, tmp_path / "run", seed=1)
     assert training.attempt(1, (9, "driver")) == -signal.SIGKILL
     cut(training.store, Checkpoints(training.store).steps()[-1])
     assert training.attempt(2, (15, "workers")) == 0
-    training.check(undisturbed)
-    report(training.kills, record_property)
+    fault_case.note("newest checkpoint cut short")
+    fault_case.seed = 1
+    fault_case.tally.samples = training.check(undisturbed)
+    report(training.kills, fault_case)
 
 
 @pytest.mark.timeout(4 * 3600)
 def test_many_kills_chosen_by_a_seed(
     request: pytest.FixtureRequest, s3_server: Endpoint, folder: Path, tmp_path: Path, undisturbed: Any,
-    record_property: Callable[[str, object], None],
+    fault_case: Case,
 ):  # fmt: skip
+    fault_case.seed = 1000
     wanted, kills, seed = request.config.getoption("--kills"), list[Kill](), 1000
     if not wanted:
         pytest.skip("give --kills N")
     while len(kills) < wanted:
         training = Training(folder, f"s3://tests/many-kills-{seed}", tmp_path / str(seed), seed)
         disturb(training, random.Random(seed))
-        training.check(undisturbed)
+        fault_case.tally.samples += training.check(undisturbed)
         kills += training.kills
         seed += 100
-    report(kills, record_property)
+    report(kills, fault_case)
 
 
 def disturb(training: Training, chance: random.Random) -> None:
@@ -335,9 +338,7 @@ def test_a_death_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new(
 
 
 @pytest.mark.timeout(3600)
-def test_a_death_at_a_random_moment_of_a_save(
-    request: pytest.FixtureRequest, processes: Any, s3_root: str, record_property: Callable[[str, object], None]
-):
+def test_a_death_at_a_random_moment_of_a_save(request: pytest.FixtureRequest, processes: Any, s3_root: str, fault_case: Case):
     checkpoints, kills, size = Checkpoints(open_store(s3_root), keep=2), list[Kill](), 2_000_000  # 24 MB
     started = time.perf_counter()
     checkpoints.save(checkpoint(1, size=size))
@@ -355,4 +356,4 @@ def test_a_death_at_a_random_moment_of_a_save(
     assert len({kill.step for kill in kills}) > 1  # some were late enough
     checkpoints.save(checkpoint(1000, size=size))
     assert len(list(open_store(s3_root).list("checkpoints/"))) <= 5  # two checkpoints, and perhaps a dead attempt's data between them
-    report(kills, record_property)
+    report(kills, fault_case)

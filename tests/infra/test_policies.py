@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import Any
 
@@ -13,12 +14,23 @@ from botocore.validate import ParamValidator
 
 from cluster.dataset import Dataset
 from cluster.seaweedfs import Endpoint
+from cluster.store import NotFound, StoreError, open_store
 from tests.infra.policy import FOLDER, PLACES, ROLES, Access, accesses, allows, filled_in
 from tests.infra.whole_run import WholeRun
 
 SETS = ("training", "original", "protected")
 LOST = ("shards/x.tar", "quarantine/x.parquet", ".probe-x")
 COMMITS = ("dataset.json", "index.json", "manifests/00000.json")
+
+RARE = re.compile(
+    r"\w+ AbortMultipartUpload .*"  # an upload of a large tar was cut off
+    r"|\w+ DeleteObject (?!.*probe).*"  # another attempt committed first, or a checkpoint was old
+    r"|\w+ \w+ .*(attempts|quarantine)/\*"  # records of attempts; nothing was left out of that set
+    r"|\w+ GetObject (training|original|protected)/(dataset.json|shards/\*)"  # looked at after the PUT of a large tar, and on a resume
+    r"|trainer (GetObject run/(checkpoints|weights)/\*|PutObject run/grids/\*)"  # on a resume; --grid-every
+    r"|auditor GetObject training/.*"  # the run verifies two of the three sets
+)
+"""Grants that the whole run has no occasion to use."""
 
 
 def on(key: str, action: str = "s3:GetObject") -> Access:
@@ -202,6 +214,46 @@ def test_the_server_denies_what_the_evaluator_does(whole_run: WholeRun, role: st
             with pytest.raises(ClientError, match="AccessDenied"):
                 calls[access.action](Bucket=bucket, Key=key)
     assert whole_run.objects() == before
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(900)
+def test_nothing_is_granted_that_no_job_uses(whole_run: WholeRun) -> None:
+    """Every action and resource of a policy was asked for, but for what only a race, a large tar or a failure asks."""
+    roles = {access: role for role, (access, _) in whole_run.keys.items()}
+    used: dict[str, dict[tuple[str, str], Access]] = {role: {} for role in ROLES}
+    for request in whole_run.record.requests:
+        needed = accesses(request.method, request.target, request.headers)
+        used[roles[request.access_key]] |= {(access.action, access.resource): access for access in needed}
+    unused = set()
+    for role in ("ingest", "trainer", "protector", "measurer", "auditor"):
+        grants = [(a, r) for s in filled_in(role)["Statement"] if "Condition" not in s for a in s["Action"] for r in s["Resource"]]
+        for action, resource in grants:
+            one = {"Statement": [{"Effect": "Allow", "Action": action, "Resource": resource}]}
+            if not any(allows(one, access) for access in used[role].values()):
+                unused.add(f"{role} {action.removeprefix('s3:')} {resource.removeprefix('arn:aws:s3:::faces/')}")
+    assert sorted(grant for grant in unused if not RARE.fullmatch(grant)) == []
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(900)
+def test_a_missing_object_is_told_from_a_forbidden_one(whole_run: WholeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in whole_run.environment("protector").items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    store = open_store("s3://faces/original")
+    for read in (store.get, store.size, lambda key: store.get_range(key, 0, 1)):
+        with pytest.raises(NotFound, match=r"manifests/99999\.json does not exist"):
+            read("manifests/99999.json")
+        with pytest.raises(StoreError, match="access denied: check the credentials") as caught:
+            read("quarantine/00000.parquet")  # it is there, and may be listed, but not read
+        assert not isinstance(caught.value, NotFound)
+        assert caught.value.fatal
+    assert "original/quarantine/00000.parquet" in whole_run.objects()
+    with pytest.raises(StoreError, match="access denied"):
+        open_store("s3://faces/results").get("leakage.json")  # may not even be listed
+    with pytest.raises(StoreError, match="access denied"):
+        store.put("shards/x.tar", b"x")
 
 
 @pytest.mark.s3

@@ -9,7 +9,9 @@ from facemae.protection.none import NoProtection
 def test_pictures_come_back_unchanged() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), dtype=np.uint8)
     assert NoProtection().protect(pictures, ["a", "b", "c"]) is pictures
-    assert NoProtection().describe() == {"method": "none"}
+    description = NoProtection().describe()
+    assert description["method"] == "none"
+    assert description["warning"].startswith("not a protection")
 
 
 @pytest.mark.parametrize(

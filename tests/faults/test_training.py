@@ -3,6 +3,7 @@ epoch comes twice or never, and the end is that of an undisturbed run. ``--kills
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random

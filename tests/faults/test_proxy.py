@@ -76,6 +76,10 @@ def signed_get(s3: Any, key: str) -> bytes:
     return f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode()
 
 
+def port_of(proxy: FaultProxy) -> int:
+    return int(proxy.url.rpartition(":")[2])
+
+
 def read_to_the_end(port: int, request: bytes) -> tuple[bytes, type[Exception] | None]:
     """Every byte that comes, and the error that ended it."""
     received = io.BytesIO()
@@ -143,7 +147,7 @@ def test_bodies_in_chunks_pass_byte_for_byte(length: int):
 
         served = pool.submit(serve)
         with FaultProxy(f"http://127.0.0.1:{listener.getsockname()[1]}") as proxy:
-            assert read_to_the_end(urlsplit(proxy.url).port, request) == (answer, None)
+            assert read_to_the_end(port_of(proxy), request) == (answer, None)
         assert served.result() == request
         assert (proxy.requests[0].bytes_up, proxy.requests[0].bytes_down) == (len(body), len(body))
 
@@ -173,6 +177,19 @@ def test_an_error_in_place_of_the_server(s3: Any, direct: Any, proxy: FaultProxy
     assert get(s3, key) == BODY
     assert [fault.kind for fault in proxy.injected] == [kind, kind]
     assert [record.status for record in proxy.requests][:2] == [None, None]
+
+
+def test_an_error_leaves_the_connection_fit_for_the_next_request(s3: Any, direct: Any, proxy: FaultProxy, key: str):
+    """A client that does not wait for 100 Continue has sent its body already: it must not be taken for a request."""
+    put(direct, key)
+    proxy.policy = Random(1.0, [Kind.ERROR_500], limit=1)
+    target = urlsplit(proxy.url)
+    refused = f"PUT /tests/{key} HTTP/1.1\r\nHost: {target.netloc}\r\nContent-Length: {SIZE}\r\n\r\n".encode() + BODY
+    following = signed_get(s3, key).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    received, _ = read_to_the_end(port_of(proxy), refused + following)
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert received.endswith(BODY)
+    assert [record.status for record in proxy.requests] == [None, 200]
 
 
 @pytest.mark.parametrize("kind", [Kind.LOST_500, Kind.LOST_503])
@@ -207,7 +224,7 @@ def test_a_get_is_cut_at_the_very_byte(s3: Any, direct: Any, proxy: FaultProxy, 
     proxy.policy = Random(1.0, [kind])
     offsets = []
     for _ in range(10):
-        received, error = read_to_the_end(urlsplit(proxy.url).port, signed_get(s3, key))
+        received, error = read_to_the_end(port_of(proxy), signed_get(s3, key))
         head, _, body = received.partition(b"\r\n\r\n")
         offsets.append(proxy.injected[-1].offset)
         assert error is end
@@ -222,7 +239,7 @@ def test_a_get_is_cut_at_the_very_byte(s3: Any, direct: Any, proxy: FaultProxy, 
 def test_a_byte_flipped_on_the_way_down(s3: Any, direct: Any, proxy: FaultProxy, key: str):
     put(direct, key)
     proxy.policy = Random(1.0, [Kind.FLIP])
-    received, error = read_to_the_end_of_body(urlsplit(proxy.url).port, signed_get(s3, key))
+    received, error = read_to_the_end_of_body(port_of(proxy), signed_get(s3, key))
     assert error is None
     assert differing_bits(received) == {proxy.injected[0].offset: 1}
 
@@ -317,7 +334,7 @@ def test_the_same_seed_meets_the_same_request_with_the_same_fault(s3_server: End
         with FaultProxy(s3_server.url, Random(0.5, FLAKY, methods=["GET"], seconds=0.01), seed) as proxy:
             s3 = client_of(s3_server, proxy.url)
             for _ in range(30):
-                read_to_the_end_of_body(urlsplit(proxy.url).port, signed_get(s3, key))
+                read_to_the_end_of_body(port_of(proxy), signed_get(s3, key))
         return [(fault.kind, fault.offset) for fault in proxy.injected]
 
     first = fates(3)

@@ -27,7 +27,7 @@ from cluster.tar import MAX_MEMBER_BYTES, NotATarError, ShardError
 from facemae.synthetic import SyntheticFaces
 
 FETCH_THREADS = 16
-VANISHED = ("vanished", "the file was listed but is no longer there")
+VANISHED = ("vanished", "the file was listed but cannot be read: it is gone, or its permissions do not allow it")
 
 
 class Source(ABC):

@@ -34,7 +34,7 @@ class StoreError(RuntimeError):
 
 
 class NotFound(StoreError):
-    """No object has this key, or it ends before the bytes that were asked for."""
+    """No object has this key, or it may not be read, or it ends before the bytes that were asked for."""
 
 
 class AlreadyExists(StoreError):
@@ -168,10 +168,8 @@ def require_inside(url: str, key: str) -> str:
 
 
 _ROOM = "free some space and run the same command again: what was committed stays"
-_RIGHTS = "make the folder writable for this user, or choose another"
+_RIGHTS = "make it readable and writable for this user, or choose another"
 _LOCAL_REMEDY = {
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
     errno.EROFS: "the file system is mounted read-only: choose another folder",
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -189,11 +187,11 @@ class LocalStore:
         self.url = str(self.root)
 
     def get(self, key: str) -> bytes:
-        with self._translated(key):
+        with self._translated(key, reading=True):
             return self._path(key).read_bytes()
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        with self._translated(key), self._path(key).open("rb") as file:
+        with self._translated(key, reading=True), self._path(key).open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
         if len(data) != stop - start:
@@ -255,12 +253,16 @@ class LocalStore:
         return self.root / require_inside(self.url, key)
 
     @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
         """Raise the protocol's errors in place of the operating system's."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFound(f"{self.url}/{key} does not exist") from error
+        except PermissionError as error:
+            if reading:
+                raise NotFound(f"{self.url}/{key} cannot be read: {error.strerror}") from error
+            raise StoreError(f"{self.url}/{key}: {error.strerror}: {_RIGHTS}", fatal=True) from error
         except FileExistsError as error:
             raise AlreadyExists(f"{self.url}/{key} is already there") from error
         except OSError as error:
@@ -305,14 +307,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below ``folder`` in key order, unfinished writes left out."""
+def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Files below ``folder`` in key order, unfinished writes left out; a link to a folder that it lies in leads nowhere."""
     if not folder.is_dir():
+        return
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
         return
     # a folder sorts as its name plus "/", so that the order is that of whole keys, as S3 lists them
     entries = sorted(os.scandir(folder), key=lambda e: e.name + "/" if e.is_dir() else e.name)
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(Path(entry.path))
+            yield from _walk(Path(entry.path), (*above, here))
         elif not entry.name.startswith(_TEMPORARY):
             yield Path(entry.path)

@@ -423,6 +423,27 @@ def test_a_dangling_link_is_listed_so_that_its_reader_learns_of_it(tmp_path: Pat
         store.get("b.jpg")
 
 
+def test_a_file_that_may_not_be_read_costs_its_reader_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.jpg").write_bytes(b"1")
+
+    def refuse(*_args: object, **_kwargs: object) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(NotFound, match=r"a\.jpg cannot be read: Permission denied"):
+        LocalStore(tmp_path).get("a.jpg")
+
+
+def test_links_that_lead_in_circles_lead_nowhere(tmp_path: Path):
+    (tmp_path / "people" / "one").mkdir(parents=True)
+    (tmp_path / "people" / "one" / "a.jpg").write_bytes(b"1")
+    for number in range(3):
+        (tmp_path / "people" / f"back{number}").symlink_to(tmp_path)
+        (tmp_path / "people" / "one" / f"up{number}").symlink_to(tmp_path / "people")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "people" / "one")
+    assert [stored.key for stored in LocalStore(tmp_path).list()] == ["elsewhere/a.jpg", "people/one/a.jpg"]
+
+
 def test_a_file_deleted_while_listing_is_passed_over(tmp_path: Path):
     store = LocalStore(tmp_path)
     for key in "abc":

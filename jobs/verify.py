@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset import Dataset
+from cluster.store import StoreError
 from cluster.verify import Verification, clean, verify
 from cluster.verify_training import holds_training, verify_training
 from jobs.command import Config, main_of
@@ -34,10 +35,13 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     Raises:
         ValueError: something is missing, doubled, damaged or stray.
     """
-    if holds_training(config.root):
-        return _run_training(config.root)
     dataset = Dataset(config.root)
-    dataset.description()
+    try:
+        dataset.description()
+    except StoreError:
+        if holds_training(config.root):
+            return _run_training(config.root)
+        raise
     names = sorted({key.split("/")[1] for key in (stored.key for stored in dataset.store.list("embeddings/")) if key.count("/") > 1})
     places = [(config.root, ".tar"), *((dataset.embeddings(name).url, ".parquet") for name in names)]
     for url, suffix in places if config.clean else ():

@@ -29,6 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
+def kills(pytestconfig: pytest.Config) -> int:
+    """Kills of one case: few in the short selection."""
+    return pytestconfig.getoption("--kills") or 3
+
+
+@pytest.fixture
+def long(pytestconfig: pytest.Config) -> None:
+    """Marks a case that only ``make faults`` runs."""
+    if not pytestconfig.getoption("--kills"):
+        pytest.skip("runs in `make faults`")
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """SeaweedFS, its address and keys in the environment of this process and of the Ray workers it starts."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:

@@ -563,7 +563,9 @@ def test_a_folder_of_hostile_tars_through_the_whole_job(tmp_path: Path, ray_sess
     assert f"left out: {reasons.most_common(1)[0][1]} {reasons.most_common(1)[0][0]}, " in shown.out
     assert all(f"{count} {reason}" in shown.out for reason, count in reasons.items())
     paths = [str(path.relative_to(out)) for path in out.rglob("*")]
-    pattern = r"(dataset|index)\.json|shards|manifests|quarantine|(shards|manifests|quarantine)/[0-9a-f-]+\.(tar|json|parquet)"
+    pattern = (
+        r"(dataset|index)\.json|shards|manifests|quarantine|attempts|(shards|manifests|quarantine|attempts)/[0-9a-f-]+\.(tar|json|parquet)"
+    )
     assert all(re.fullmatch(pattern, path) for path in paths)
     for text in (shown.out, shown.err):
         assert not any(word in text for word in ("evil", "secrets leaked", "passwd", "\x1b[2J", "Traceback"))

@@ -113,7 +113,7 @@ def test_a_damaged_picture_costs_itself_alone(tmp_path: Path, ray_session: None)
 
 
 @pytest.mark.faults
-def test_killed_at_any_moment_and_run_again(make_dataset: MakeDataset, tmp_path: Path, weights: str) -> None:
+def test_killed_at_any_moment_and_run_again(long: None, make_dataset: MakeDataset, tmp_path: Path, weights: str) -> None:
     """The whole job, driver and workers, is killed with SIGKILL; the second run does only what was not committed."""
     source = make_dataset(str(tmp_path / "original"), "synthetic:ids=20,images=20", shard_size=20)
     options = {"weights": weights, "device": "cpu"}

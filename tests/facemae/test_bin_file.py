@@ -39,7 +39,7 @@ def test_what_python_3_writes_is_read(protocol: int, kind: type):
     assert pairs.same.dtype == bool
 
 
-@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(3, 5))
+@given(st.lists(st.binary(max_size=300), max_size=20, unique=True), st.integers(3, 5))
 @settings(max_examples=50, deadline=None)
 def test_any_images_come_back(images: list[bytes], protocol: int):
     images = images[: len(images) // 2 * 2]

@@ -10,19 +10,6 @@ from tests.faults.servers import Server, ceph, seaweedfs_to_break
 from tests.faults.world import BUCKET, World, world
 
 
-@pytest.fixture(scope="session")
-def kills(pytestconfig: pytest.Config) -> int:
-    """Kills of one case: few in the short selection."""
-    return pytestconfig.getoption("--kills") or 3
-
-
-@pytest.fixture
-def long(pytestconfig: pytest.Config) -> None:
-    """Marks a case that only ``make faults`` runs."""
-    if not pytestconfig.getoption("--kills"):
-        pytest.skip("runs in `make faults`")
-
-
 @pytest.fixture(scope="module")
 def broken_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS of the fault cases' own, which they may kill."""

@@ -37,7 +37,7 @@ def ingest(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
-def test_a_full_disk(tmp_path: Path, fault_case: Case):
+def test_a_full_disk(long: None, tmp_path: Path, fault_case: Case):
     assert ingest(tmp_path / "undisturbed").returncode == 0
     with small_disk(tmp_path / "disk", "500k"):
         root = tmp_path / "disk" / "set"

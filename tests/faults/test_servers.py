@@ -44,7 +44,7 @@ def test_a_server_held_still_answers_when_released(tmp_path: Path):
     assert server.endpoint.process.poll() is not None
 
 
-def test_ceph_serves_a_user_and_a_bucket(tmp_path: Path):
+def test_ceph_serves_a_user_and_a_bucket(long: None, tmp_path: Path):
     with ceph(tmp_path / "ceph", bucket="bucket") as endpoint:
         s3 = client(endpoint)
         s3.put_object(Bucket="bucket", Key="a/b", Body=bytes(100_000), IfNoneMatch="*")

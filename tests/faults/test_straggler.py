@@ -56,7 +56,7 @@ def run(root: Path, folder: Path | None) -> StageResult:
     return run_stage(processor, UNITS, Dataset(str(root)), name="sleep", kind="images", options=options)
 
 
-def test_a_straggler_costs_less_than_a_second_run(tmp_path: Path, ray_session: None, fault_case: Case):
+def test_a_straggler_costs_less_than_a_second_run(long: None, tmp_path: Path, ray_session: None, fault_case: Case):
     balanced = run(tmp_path / "balanced", None)
     (tmp_path / "folder").mkdir()
     held_up = run(tmp_path / "held-up", tmp_path / "folder")

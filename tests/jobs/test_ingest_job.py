@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.shard import Rejected
 from jobs import ingest
@@ -20,7 +21,7 @@ def test_the_reasons_are_counted_from_the_manifests_alone(tmp_path: Path):
         ShardData(None, 0, Labels(), [Rejected("c", "failed-shard", "", 1, None, 50)], failure="it burns"),
     ]
     for number, data in enumerate(made):
-        dataset.commit(f"{number:05d}", data, fingerprint="f", attempt="1", seconds={})
+        dataset.commit(f"{number:05d}", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
     assert list(ingest._reasons(dataset).items()) == [("failed-shard", 50), ("wrong-size", 4), ("no-label", 1)]
 
 

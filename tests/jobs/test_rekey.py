@@ -15,12 +15,13 @@ import timm
 import torch
 
 import facemae.model  # noqa: F401  # registers the architectures
+from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.leakage import read_ranks
 from cluster.picture import decode, encode
 from cluster.protect import require_same_keys
 from cluster.secret import KeyMap, SecretError
-from cluster.shard import Sample, ShardWriter, read_ledger, read_samples
+from cluster.shard import Rejected, Sample, ShardWriter, read_samples
 from cluster.store import open_store
 from cluster.verify import verify
 from facemae.synthetic import SyntheticFaces
@@ -82,7 +83,7 @@ def sets(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Sets:
             picture = picture[:300] if (shard, number) == (1, 3) else picture
             writer.add(Sample(f"{shard:05d}-{number:07d}", picture, shard * 4 + number // 4, f"people/no {number}.jpg"))
         data = ShardData(writer.finish(), 16, Labels.of(writer.labels))
-        source.commit(f"{shard:05d}", data, fingerprint="f", attempt="a", seconds={})
+        source.commit(f"{shard:05d}", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
     source.finish("images", {"parent": None, "config": {"stage": "ingest"}, "fingerprint": "f"}, source.manifests())
     sets.protect(sets.plain)
     sets.protect(sets.released, sets.secret)
@@ -100,8 +101,12 @@ def test_new_keys_the_same_pixels_in_the_order_of_the_keys(sets: Sets) -> None:
     assert verify(sets.released).ok
 
 
+def _ledger(dataset: Dataset) -> list[Rejected]:
+    return dataset.ledger(dataset.manifest("00001"))
+
+
 def test_the_ledger_keeps_the_reason_alone(sets: Sets) -> None:
-    (plain,), (row,) = (read_ledger(open_store(root).get("quarantine/00001.parquet")) for root in (sets.plain, sets.released))
+    (plain,), (row,) = (_ledger(Dataset(root)) for root in (sets.plain, sets.released))
     assert (row.key, row.reason) == (new_key("00001-0000003"), plain.reason)
     assert (row.error, row.num_bytes, row.source) == ("", 0, None)
     assert plain.num_bytes == 300

@@ -1,5 +1,5 @@
 """Training under faults: whatever dies and whatever is damaged, training goes on from the last published checkpoint, no sample of an
-epoch comes twice or never, and the end is that of an undisturbed run. ``--kills N`` does N kills in trainings chosen by a seed."""
+epoch comes twice or never, and the end is that of an undisturbed run. ``--kills N`` does N // 3 kills in trainings chosen by a seed."""
 
 from __future__ import annotations
 
@@ -155,13 +155,11 @@ def test_workers_and_driver_die_the_newest_checkpoint_is_damaged_and_the_number_
 
 @pytest.mark.timeout(4 * 3600)
 def test_many_kills_chosen_by_a_seed(
-    request: pytest.FixtureRequest, s3_server: Endpoint, folder: Path, tmp_path: Path, undisturbed: Any,
+    long: None, request: pytest.FixtureRequest, s3_server: Endpoint, folder: Path, tmp_path: Path, undisturbed: Any,
     fault_case: Case,
 ):  # fmt: skip
     fault_case.seed = 1000
-    wanted, kills, seed = request.config.getoption("--kills"), list[Kill](), 1000
-    if not wanted:
-        pytest.skip("give --kills N")
+    wanted, kills, seed = request.config.getoption("--kills") // 3, list[Kill](), 1000  # a kill costs a training half a minute
     while len(kills) < wanted:
         training = Training(folder, f"s3://tests/many-kills-{seed}", tmp_path / str(seed), seed)
         disturb(training, random.Random(seed))

@@ -32,6 +32,10 @@ SCHEMA = 2
 IO_THREADS = 16
 
 
+class NotADataset(StoreError):
+    """There is no dataset.json: the data set is unfinished, or none."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """The identities of one shard: how many, the smallest and the largest label. All zero and -1 where there is none."""
@@ -229,14 +233,15 @@ class Dataset:
         """The content of dataset.json.
 
         Raises:
-            StoreError: there is none (the data set is unfinished, or is none), or it is damaged or of another schema.
+            NotADataset: there is none.
+            StoreError: it is damaged or of another schema.
         """
         where = f"{self.url}/dataset.json"
         try:
             content = json.loads(self.store.get("dataset.json"))
         except NotFound:
             state = "is unfinished: run the job that writes it again" if self._begun() else "holds no data set"
-            raise StoreError(f"{self.url} {state} (no dataset.json)", fatal=True) from None
+            raise NotADataset(f"{self.url} {state} (no dataset.json)", fatal=True) from None
         except ValueError as error:
             raise StoreError(f"{where} is damaged ({error}): run the job that writes it again", fatal=True) from None
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.dataset import Dataset
+from cluster.dataset import Dataset, NotADataset
 from cluster.embedding import Embeddings, read_embeddings
 from cluster.lookahead import ahead_map
 from cluster.order import Plan, read_counts, shard_order
@@ -38,7 +38,7 @@ def require_embeddings(dataset: Dataset, recognizer: str, sha256: str, command: 
         found = embeddings.description()["lineage"]["config"]["recognizer"]["sha256"]
         counts = read_counts(embeddings)
     except (StoreError, KeyError) as error:
-        if isinstance(error, StoreError) and not (isinstance(error, NotFound) or "dataset.json" in str(error)):
+        if isinstance(error, StoreError) and not isinstance(error, NotFound | NotADataset):
             raise
         raise StreamError(
             f"the loss needs the originals' embeddings, and {embeddings.url} holds no complete set: run\n  {command}"

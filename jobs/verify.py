@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.dataset import Dataset
-from cluster.store import StoreError
+from cluster.dataset import Dataset, NotADataset
 from cluster.verify import Verification, clean, verify
 from cluster.verify_training import holds_training, verify_training
 from jobs.command import Config, main_of
@@ -38,7 +37,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     dataset = Dataset(config.root)
     try:
         dataset.description()
-    except StoreError:
+    except NotADataset:
         if holds_training(config.root):
             return _run_training(config.root)
         raise

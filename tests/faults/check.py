@@ -281,7 +281,8 @@ class _Bucket:
     def __init__(self, root: str) -> None:
         self._bucket, _, prefix = root.removeprefix("s3://").partition("/")
         self._prefix = prefix.rstrip("/") + "/"
-        self._s3 = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
+        # a session of its own: the default one keeps the first credentials that it finds
+        self._s3 = boto3.session.Session().client("s3", config=Config(s3={"addressing_style": "path"}))
         self.missing = self._s3.exceptions.NoSuchKey
 
     def names(self) -> Iterator[str]:

@@ -119,13 +119,14 @@ def test_the_driver_is_killed_and_started_again(either: World, kills: int, fault
     rng = random.Random(7)
     fault_case.seed = 7
     rounds = 1 if kills < 10 else 4
-    for number in range(rounds):
-        process = either.cluster.run_job("protect", either.protect(root, "--num-workers", str(1 + number % 2)))
-        either.await_manifests(root, either.manifests(root) + rng.randint(1, SHARDS // (2 * rounds)), process)
-        time.sleep(rng.uniform(0, 0.3))
-        process.kill()
-        process.wait()
-        fault_case.note("kill driver", killed=True)
+    with either.faults(Random(1.0, (Kind.SLOW,), keys=f"{root.removeprefix('s3://')}/shards/", seconds=0.5)):  # so that it lasts
+        for number in range(rounds):
+            process = either.cluster.run_job("protect", either.protect(root, "--num-workers", str(1 + number % 2)))
+            either.await_manifests(root, either.manifests(root) + rng.randint(1, SHARDS // (2 * rounds)), process)
+            time.sleep(rng.uniform(0, 0.3))
+            process.kill()
+            process.wait()
+            fault_case.note("kill driver", killed=True)
     committed = either.manifests(root)
     assert 0 < committed < SHARDS
     process = either.must("protect", either.protect(root, "--num-workers", "2"))

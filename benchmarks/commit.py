@@ -113,7 +113,7 @@ def _side_by_side(root: str, method: str, options: Options, rounds: int) -> dict
 
 def _run(processor: Processor[Any], kind: type[Worker], units: list[Unit], output: Dataset) -> float:
     """Seconds from the first worker that is ready to the last shard."""
-    beating = attempting(output.store) if kind is Worker else contextlib.nullcontext(Attempt("", 1))
+    beating = attempting(output.store, "f") if kind is Worker else contextlib.nullcontext(Attempt("", 1))
     with beating as attempt:
         actor = ray.remote(kind).options(num_cpus=1, max_concurrency=4)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 import uuid
@@ -39,6 +40,7 @@ class _Record:
 
     run: str
     attempt: int
+    fingerprint: str
     state: str
     beat: int
     started: str
@@ -48,18 +50,19 @@ class _Record:
 
 
 @contextlib.contextmanager
-def attempting(store: Store) -> Iterator[Attempt]:
+def attempting(store: Store, fingerprint: str, announce: Callable[[str], None] = lambda _: None) -> Iterator[Attempt]:
     """Begin the next attempt at the data set in ``store``, and keep its record alive until the block ends.
 
     Raises:
-        StoreError: the store cannot be written.
+        StoreError: the store cannot be written, or an earlier attempt with another fingerprint (other input or settings) is alive.
     """
-    record = _begin(store)
+    record = _begin(store, fingerprint)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(store, record, ended), name="heartbeat", daemon=True)
     beating.start()
     state = "failed"
     try:
+        _require_no_rival(store, record, announce)
         yield Attempt(record.run, record.attempt)
         state = "ended"
     finally:
@@ -69,27 +72,44 @@ def attempting(store: Store) -> Iterator[Attempt]:
             store.put(_key(record.attempt), replace(record, state=state, beat=-1).to_bytes())
 
 
-def living(store: Store, patience: float = PATIENCE_SECONDS, announce: Callable[[str], None] = lambda _: None) -> list[int]:
-    """Numbers of the attempts that are alive: their record changes while we watch, for at most ``patience`` seconds."""
-    first = _running(store)
+def living(
+    store: Store,
+    patience: float | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+    among: Callable[[int, str], bool] = lambda _number, _fingerprint: True,
+) -> list[int]:
+    """Numbers of the attempts that are alive: their record changes while we watch, for at most ``patience`` seconds. ``among`` chooses
+    by number and fingerprint which to look at."""
+    patience = PATIENCE_SECONDS if patience is None else patience
+    first = _running(store, among)
     if first:
         announce(f"{_numbers(first)} at {store.url} did not say that it ended: watching its heartbeat for {patience:.0f} s")
     deadline = time.monotonic() + patience
     while first and time.monotonic() < deadline:
         time.sleep(min(1.0, patience / 4))
-        now = _running(store)
+        now = _running(store, among)
         alive = [number for number, beat in now.items() if first.get(number) != beat]  # also one that has begun since
         if alive:
             return alive
     return []
 
 
-def _begin(store: Store) -> _Record:
+def _require_no_rival(store: Store, mine: _Record, announce: Callable[[str], None]) -> None:
+    """Of two attempts that would mix their shards the later one goes."""
+    rivals = living(store, None, announce, lambda number, fingerprint: number < mine.attempt and fingerprint != mine.fingerprint)
+    if rivals:
+        raise StoreError(
+            f"attempt {rivals[0]} with other input or settings is at work on {store.url}: choose another output, or stop that one first",
+            fatal=True,
+        )
+
+
+def _begin(store: Store, fingerprint: str) -> _Record:
     """Take the next number: of attempts that begin at the same time each gets its own."""
     while True:
         known = _records(store)
-        run = known[min(known)].run if known else uuid.uuid4().hex[:12]
-        record = _Record(run, max(known, default=0) + 1, RUNNING, 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        run = next((record.run for _, record in sorted(known.items()) if record.state != "damaged"), uuid.uuid4().hex[:12])
+        record = _Record(run, max(known, default=0) + 1, fingerprint, RUNNING, 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         try:
             store.put(_key(record.attempt), record.to_bytes(), if_absent=True)
         except AlreadyExists:
@@ -104,21 +124,29 @@ def _beat(store: Store, record: _Record, ended: threading.Event) -> None:
             store.put(_key(record.attempt), record.to_bytes())
 
 
-def _running(store: Store) -> dict[int, int]:
+def _running(store: Store, among: Callable[[int, str], bool]) -> dict[int, int]:
     """Heartbeats of the attempts that have not said how they ended."""
-    return {number: record.beat for number, record in _records(store).items() if record.state == RUNNING}
+    records = _records(store).items()
+    return {number: record.beat for number, record in records if record.state == RUNNING and among(number, record.fingerprint)}
 
 
 def _records(store: Store) -> dict[int, _Record]:
-    """Every attempt's record, by number."""
+    """Every attempt's record, by number. One that cannot be read is that of an attempt that ended we do not know how."""
     found = dict[int, _Record]()
     for stored in store.list(FOLDER):
+        if not is_record(stored.key):
+            continue
+        number = int(stored.key.removeprefix(FOLDER).removesuffix(".json"))
         try:
-            record = _Record(**json.loads(store.get(stored.key)))
+            found[number] = _Record(**json.loads(store.get(stored.key)))
         except (ValueError, TypeError, NotFound):
-            raise StoreError(f"{store.url}/{stored.key} is no record of an attempt: remove it", fatal=True) from None
-        found[record.attempt] = record
+            found[number] = _Record("unknown", number, "", "damaged", -1, "")
     return found
+
+
+def is_record(key: str) -> bool:
+    """Whether an object's key is that of an attempt's record."""
+    return re.fullmatch(rf"{FOLDER}\d{{5,}}\.json", key) is not None
 
 
 def _key(number: int) -> str:

@@ -13,6 +13,7 @@ finds committed.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -31,6 +32,8 @@ from cluster.scheduler import Interrupted, Scheduler, StageError
 from cluster.shard import Rejected
 from cluster.store import require_conditional_put
 from cluster.worker import Worker
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Interrupted", "Processor", "StageError", "StageOptions", "StageResult", "Unit", "run_stage"]
 
@@ -107,6 +110,7 @@ def run_stage(
     finished = time.perf_counter()
     manifests = output.manifests()
     _require_own_work(output, manifests, mark)
+    _require_data(output, manifests)
     lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
     description = output.finish(kind, lineage, manifests)
     failed = [manifest.shard for manifest in manifests if manifest.failure]
@@ -118,7 +122,7 @@ def _work(
 ) -> tuple[int, float]:
     """Commit what is left to do. Returns how many samples this attempt committed itself, and when its first worker was ready."""
     samples, begun = 0, {unit.name for unit in units} - {unit.name for unit in todo}
-    with attempting(output.store) as attempt, Progress(name, units, begun) as progress:
+    with attempting(output.store, mark, log.warning) as attempt, Progress(name, units, begun) as progress:
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
@@ -177,6 +181,18 @@ def _require_own_work(output: Dataset, manifests: Sequence[Manifest], mark: str)
             f"{output.url} holds shards of another run ({other[:3]}: other input, weights, seed or options): choose another output, "
             "or repeat the run with the settings it was begun with"
         )
+
+
+def _require_data(output: Dataset, manifests: Sequence[Manifest]) -> None:
+    """Raise StageError when the data of a committed shard is gone or cut short, by one listing; ``facemae verify`` reads it too."""
+    sizes = {stored.key: stored.size for stored in output.store.list("shards/")}
+    for manifest in manifests:
+        if manifest.file is not None and sizes.get(manifest.file) != manifest.num_bytes:
+            held = f"has {sizes[manifest.file]} bytes" if manifest.file in sizes else "is gone"
+            raise StageError(
+                f"{output.url}/{manifest.file} {held}, its manifest says {manifest.num_bytes}: it was changed after its commit. Delete "
+                f"manifests/{manifest.shard}.json and the object and run the same command again; facemae verify finds what else was changed"
+            )
 
 
 @contextmanager

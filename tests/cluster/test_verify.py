@@ -263,7 +263,7 @@ def test_cleaning_waits_for_the_living(any_root: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(attempt, "BEAT_SECONDS", 0.1)
     dataset = build(any_root)
     left = litter(dataset)
-    with attempt.attempting(dataset.store), pytest.raises(StoreError, match="attempt 1 is at work"):
+    with attempt.attempting(dataset.store, "f"), pytest.raises(StoreError, match="attempt 1 is at work"):
         clean(any_root)
     assert set(clean(any_root)) == left
 

@@ -22,7 +22,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
+
+import pydantic
 
 from cluster.attempt import Attempt
 from cluster.shard import Rejected, ShardError, read_ledger, sha256_hex, write_ledger
@@ -91,10 +94,17 @@ class Manifest:
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
         """The inverse. Raises StoreError naming ``where`` for anything that is no manifest of this version."""
         try:
-            fields = json.loads(data)
-            return cls(**{**fields, "identities": Labels(**fields["identities"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{where} is not a manifest of schema {SCHEMA}: {error}", fatal=True) from None
+            return _manifest_type().validate_json(data, strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+            remedy = "delete it and dataset.json, and run its job again: only this shard is made anew"
+            raise StoreError(f"{where} is not a manifest of schema {SCHEMA} ({reason}): {remedy}", fatal=True) from None
+
+
+@cache
+def _manifest_type() -> pydantic.TypeAdapter[Manifest]:
+    return pydantic.TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True)
@@ -240,17 +250,19 @@ class Dataset:
         try:
             content = json.loads(self.store.get("dataset.json"))
         except NotFound:
-            state = "is unfinished: run the job that writes it again" if self._begun() else "holds no data set"
+            begun = len(self.names())
+            state = f"is unfinished, {begun} shards are committed: let its job end, or run it again" if begun else "holds no data set"
             raise NotADataset(f"{self.url} {state} (no dataset.json)", fatal=True) from None
         except ValueError as error:
             raise StoreError(f"{where} is damaged ({error}): run the job that writes it again", fatal=True) from None
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             schema = content.get("schema") if isinstance(content, dict) else None
             raise StoreError(f"{where} has schema {schema}, this version reads {SCHEMA}", fatal=True)
+        wrong = [name for name in ("samples_in", "samples", "quarantined", "shards") if type(content.get(name)) is not int]
+        wrong += [] if isinstance(content.get("lineage"), dict) else ["lineage"]
+        if wrong:
+            raise StoreError(f"{where} is damaged ({wrong[0]} is {content.get(wrong[0])!r}): run the job that writes it again", fatal=True)
         return content
-
-    def _begun(self) -> bool:
-        return next(iter(self.store.list("manifests/")), None) is not None
 
 
 def index_of(manifests: Sequence[Manifest]) -> bytes:

@@ -77,7 +77,7 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
         found.problems.append(f"{doubled} keys occur more than once")
     _check_description(dataset, found)
     _check_index(dataset, manifests, found)
-    found.strays = list(_strays(dataset, manifests))
+    found.strays = list(_strays(dataset, manifests, embedded(dataset)))
     try:
         found.unfinished = _unfinished(dataset)
     except StoreError as error:  # no reader needs this permission for anything else
@@ -101,7 +101,8 @@ def clean(url: str, suffix: str = ".tar", announce: Callable[[str], None] = lamb
     alive = attempt.living(dataset.store, announce=announce)
     if alive:
         raise StoreError(f"attempt {alive[0]} is at work on {dataset.url}: wait for its end, or stop it, and clean then", fatal=True)
-    removed = [key for key in _strays(dataset, dataset.manifests()) if _is_leftover(dataset, key)]
+    known = _manifests(dataset, Verification(dataset.url))
+    removed = [key for key in _strays(dataset, known, embedded(dataset)) if _is_leftover(dataset, key)]
     unfinished = _unfinished(dataset)
     for key in removed:
         dataset.store.delete(key)
@@ -120,7 +121,10 @@ _OURS = re.compile(r"(?:shards|quarantine)/(?P<shard>\d{5,})-[0-9a-f]{12}\.(?:ta
 def _is_leftover(dataset: Dataset, stray: str) -> bool:
     """Whether no manifest can come to name the object: its shard is committed without it, and manifests are never written twice."""
     match = _OURS.fullmatch(stray)
-    manifest = dataset.committed(match["shard"]) if match else None  # read now: it may be newer than the list of strays
+    try:
+        manifest = dataset.committed(match["shard"]) if match else None  # read now: it may be newer than the list of strays
+    except StoreError:
+        return False  # a damaged manifest: nobody knows what it named
     return stray.startswith(PROBE) or (manifest is not None and stray not in (manifest.file, manifest.ledger))
 
 
@@ -212,11 +216,18 @@ def _check_index(dataset: Dataset, manifests: Sequence[Manifest], found: Verific
         found.problems.append(str(error))
 
 
-def _strays(dataset: Dataset, manifests: Sequence[Manifest]) -> Iterator[str]:
+def embedded(dataset: Dataset) -> list[str]:
+    """Names of the recognisers whose embeddings were begun below the data set; each is a data set of its own."""
+    begun = re.compile(r"embeddings/([^/]+)/(?:dataset\.json|(?:manifests|attempts)/\d{5,}\.json)")
+    return sorted({match[1] for stored in dataset.store.list("embeddings/") if (match := begun.fullmatch(stored.key))})
+
+
+def _strays(dataset: Dataset, manifests: Sequence[Manifest], embeddings: Sequence[str]) -> Iterator[str]:
     """Objects below the root that no manifest names."""
-    known: set[str | None] = {"dataset.json", "index.json"}
+    known: set[str | None] = {"dataset.json", "index.json", *(f"manifests/{name}.json" for name in dataset.names())}
+    below = tuple(f"embeddings/{name}/" for name in embeddings)
     for manifest in manifests:
-        known |= {f"manifests/{manifest.shard}.json", manifest.file, manifest.ledger}
+        known |= {manifest.file, manifest.ledger}
     for stored in dataset.store.list():
-        if stored.key not in known and not stored.key.startswith(("embeddings/", attempt.FOLDER)):
+        if stored.key not in known and not stored.key.startswith(below) and not attempt.is_record(stored.key):
             yield stored.key

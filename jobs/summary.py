@@ -20,6 +20,8 @@ def print_summary(result: StageResult, output: Dataset, *, next_step: str) -> di
         print(f"{rate:.0f} images/s over {result.seconds:.1f} s, after {result.startup_seconds:.1f} s of start-up")
     if quarantined:
         print(f"what was left out, and why: {output.url}/quarantine/ (parquet)")
+    if not out:
+        print("not a single image could be used: the reasons are above and in the quarantine ledger")
     for shard in result.failed_shards:
         print(f"shard {shard} was given up: {output.url}/manifests/{shard}.json says why")
     print(f"written: {output.url}\nnext:    {next_step}")

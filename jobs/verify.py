@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset import Dataset, NotADataset
-from cluster.verify import Verification, clean, verify
+from cluster.verify import Verification, clean, embedded, verify
 from cluster.verify_training import holds_training, verify_training
 from jobs.command import Config, main_of
 
@@ -23,7 +23,7 @@ class VerifyConfig(Config):
     """
 
     root: str
-    """Root of the data set, or of the training run."""
+    """Root of the data set, or of the training run; `facemae verify ROOT` will do."""
     clean: bool = False
     """First remove what dead attempts left behind. Refused while an attempt is alive (watches heartbeats for up to 20 seconds)."""
 
@@ -39,10 +39,11 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         dataset.description()
     except NotADataset:
         if holds_training(config.root):
+            if config.clean:
+                print("a training run cleans up after itself: --clean does nothing here")
             return _run_training(config.root)
         raise
-    names = sorted({key.split("/")[1] for key in (stored.key for stored in dataset.store.list("embeddings/")) if key.count("/") > 1})
-    places = [(config.root, ".tar"), *((dataset.embeddings(name).url, ".parquet") for name in names)]
+    places = [(config.root, ".tar"), *((dataset.embeddings(name).url, ".parquet") for name in embedded(dataset))]
     for url, suffix in places if config.clean else ():
         for key in clean(url, suffix, announce=lambda text: print(text, flush=True)):
             print(f"removed {url}/{key}")
@@ -80,6 +81,9 @@ def _print(found: Verification) -> None:
         print(f"  STRAY    {stray}: no manifest names it; --clean removes what dead attempts left, other files are yours to move")
     for each in found.unfinished:
         print(f"  STRAY    {each.key}: a write that was never completed; --clean removes it")
+    if found.problems:
+        print("  REMEDY   delete what is left of a missing or damaged shard, its manifest and dataset.json, and run the job that wrote it")
+        print("           again: the other shards stay. A damaged dataset.json or index.json alone is written anew by the same command")
     for note in found.notes:
         print(f"  NOTE     {note}")
     if found.ok:
@@ -89,8 +93,10 @@ def _print(found: Verification) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; ROOT may be given without its flag."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--root")
+    if not any(argument == "--root" or argument.startswith("--root=") for argument in arguments):
+        values = [i for i, argument in enumerate(arguments) if not argument.startswith("-") and arguments[i - 1 : i] != ["--config"]]
+        for i in values[:1]:
+            arguments.insert(i, "--root")
     return main_of(VerifyConfig, run, arguments)
 
 

@@ -179,7 +179,7 @@ def test_a_set_that_is_not_complete_says_what_to_do(dataset: Dataset):
     with pytest.raises(StoreError, match="holds no data set"):
         dataset.description()
     commit(dataset, "00000", shard_of(1))
-    with pytest.raises(StoreError, match=r"unfinished: run the job"):
+    with pytest.raises(StoreError, match=r"is unfinished, 1 shards are committed: let its job end, or run it again"):
         dataset.description()
     for content in (b"", b"{", b"[1]", b"null", b'{"schema": 99}', b"{}", b"\xff"):
         dataset.store.put("dataset.json", content)

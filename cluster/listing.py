@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from cluster.store import NotFound, Store, StoredObject
+from cluster.store import NO_FILE, NotFound, Store, StoredObject
 
 MAX_SHARD_BYTES = 2 << 30
 """What one unit of a source may fetch: it is held in memory whole. A larger tar is refused unread."""
@@ -49,12 +49,13 @@ def refusal(key: str, size: int, limit: int) -> tuple[str, str] | None:
     """Why an object is not even opened: a reason and a sentence. None: it may be."""
     if key.startswith("/") or ".." in key.split("/"):
         return "bad-name", "a name that begins with / or holds .. is never opened: rename the object"
+    if size == NO_FILE:
+        return "not-a-file", "a pipe, a device, or a link to nothing or out of the source: put a copy of the file there"
     return too_large(size, limit) if size > limit else None
 
 
 def get_listed(store: Store, key: str, size: int, limit: int) -> bytes | None:
-    """An object's bytes, None where there is none or it is refused. What is listed as empty is never opened: it may be a pipe, from which
-    a read would wait for ever, or a device that never ends."""
+    """An object's bytes, None where there is none or it is refused. What is listed as empty is not opened."""
     if refusal(key, size, limit):
         return None
     try:

@@ -74,6 +74,14 @@ def open_source(text: str) -> Source:
     return FolderSource(text)
 
 
+def listed_root(text: str) -> str | None:
+    """The folder whose listing is the source; None for synthetic faces and single files."""
+    root, name = split_url(text)
+    if "*" in name:
+        return root
+    return None if text.startswith("synthetic:") or name.endswith((".rec", ".tar")) else text
+
+
 def _require_folder(store: Store) -> None:
     """Raises StoreError when the store is a folder that is not there, a file, or a data set."""
     if isinstance(store, LocalStore) and not store.root.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,9 +46,13 @@ def _rebuild_error(kind: type[StoreError], message: str, fatal: bool) -> StoreEr
     return kind(message, fatal=fatal)
 
 
+NO_FILE = -1
+"""The size of what a folder lists and nobody should open: a pipe, a device, a link to nothing or out of the folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One listed object: its key below the store's root and its size in bytes."""
+    """One listed object: its key below the store's root and its size in bytes, NO_FILE for what is no file that may be read."""
 
     key: str
     size: int
@@ -223,15 +228,15 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         folder = self._path(prefix.rpartition("/")[0]) if "/" in prefix else self.root
         with self._translated(prefix):
-            for path in _walk(folder):
+            for path in _walk(folder, self.root.resolve()):
                 key = path.relative_to(self.root).as_posix()
                 if not key.startswith(prefix):
                     continue
                 try:
-                    yield StoredObject(key, path.stat().st_size)
+                    yield StoredObject(key, self._size(path))
                 except FileNotFoundError:  # deleted since its folder was read, or a link to nothing, which its reader must learn of
                     if path.is_symlink():
-                        yield StoredObject(key, 0)
+                        yield StoredObject(key, NO_FILE)
 
     def size(self, key: str) -> int:
         with self._translated(key):
@@ -248,6 +253,13 @@ class LocalStore:
 
     def discard(self, unfinished: Unfinished) -> None:
         self.delete(unfinished.token)
+
+    def _size(self, path: Path) -> int:
+        """Bytes of a regular file of this folder, else NO_FILE: a stranger's link could draw in anything on the machine."""
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) and path.resolve().is_relative_to(self.root.resolve()):
+            status = path.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else NO_FILE
 
     def _path(self, key: str) -> Path:
         return self.root / require_inside(self.url, key)
@@ -307,8 +319,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """Files below ``folder`` in key order, unfinished writes left out; a link to a folder that it lies in leads nowhere."""
+def _walk(folder: Path, root: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Files below ``folder`` in key order, unfinished writes left out. A link to a folder that it lies in leads nowhere, and one out of
+    ``root`` counts as a file."""
     if not folder.is_dir():
         return
     status = folder.stat()
@@ -318,7 +331,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Pat
     # a folder sorts as its name plus "/", so that the order is that of whole keys, as S3 lists them
     entries = sorted(os.scandir(folder), key=lambda e: e.name + "/" if e.is_dir() else e.name)
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, here))
+        if entry.is_dir() and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root)):
+            yield from _walk(Path(entry.path), root, (*above, here))
         elif not entry.name.startswith(_TEMPORARY):
             yield Path(entry.path)

@@ -10,8 +10,9 @@ from typing import Any
 
 from cluster.dataset import Dataset
 from cluster.ingest import REJECTED, IngestProcessor
+from cluster.inputs import require_apart
 from cluster.session import session
-from cluster.source import open_source
+from cluster.source import listed_root, open_source
 from cluster.stage import run_stage
 from jobs.command import RayConfig, main_of
 from jobs.summary import print_summary
@@ -44,6 +45,9 @@ def run(config: IngestConfig) -> dict[str, Any]:
     """Ingest, and return the summary that is printed."""
     if config.shard_size < 1:
         raise ValueError(f"--shard-size {config.shard_size}: a shard holds at least one image")
+    root = listed_root(config.source)
+    if root is not None:
+        require_apart(root, config.output)
     source = open_source(config.source)
     units = source.units(config.shard_size)
     processor = IngestProcessor(source, resize=config.resize, keep_source=config.keep_source)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.dataset import Dataset
-from cluster.inputs import input_units
+from cluster.inputs import input_units, require_apart
 from cluster.protect import ProtectProcessor, describe_protection, require_same_keys
 from cluster.session import session
 from cluster.stage import run_stage
@@ -48,6 +48,7 @@ class ProtectConfig(RayConfig):
 
 def run(config: ProtectConfig) -> dict[str, Any]:
     """Protect, and return the summary that is printed."""
+    require_apart(config.input, config.output)
     source, output = Dataset(config.input), Dataset(config.output)
     units, parent = input_units(source)
     options = _method_options(config)

@@ -169,11 +169,16 @@ def test_pipes_and_devices_are_never_opened(tmp_path: Path):
     put_all(str(tmp_path), {"a/1.jpg": b"1"})
     os.mkfifo(tmp_path / "a" / "2.jpg")
     (tmp_path / "a" / "3.jpg").symlink_to("/dev/zero")
+    (tmp_path / "a" / "5.jpg").symlink_to("/etc/hostname")
+    (tmp_path / "a" / "6.jpg").symlink_to(tmp_path / "a" / "1.jpg")
+    (tmp_path / "elsewhere").symlink_to("/usr/share")
     put_all(str(tmp_path), {"a/4.jpg": b"4"})
     found = items(open_source(str(tmp_path)))
-    assert [bytes(item.image) for item in found if isinstance(item, Sample)] == [b"1", b"", b"", b"4"]  # b"" becomes an "empty-file" row
+    assert [bytes(item.image) for item in found if isinstance(item, Sample)] == [b"1", b"4", b"1"]
+    rows = [(item.source, item.reason) for item in found if isinstance(item, Rejected)]
+    assert rows == [(name, "not-a-file") for name in ("a/2.jpg", "a/3.jpg", "a/5.jpg", "elsewhere")]
     os.mkfifo(tmp_path / "x.tar")
-    assert [item.reason for item in items(open_source(str(tmp_path / "x.tar"))) if isinstance(item, Rejected)] == ["not-a-tar"]
+    assert [item.reason for item in items(open_source(str(tmp_path / "x.tar"))) if isinstance(item, Rejected)] == ["not-a-file"]
 
 
 def test_names_that_leave_the_root_are_never_opened(monkeypatch: pytest.MonkeyPatch):
@@ -255,7 +260,7 @@ def test_links_to_nowhere_and_names_that_are_no_unicode_cost_nothing_else(tmp_pa
     with open(os.path.join(os.fsencode(tmp_path), b"a", b"caf\xe9.jpg"), "wb") as file:
         file.write(b"4")
     found = items(FolderSource(str(tmp_path)))
-    assert [item.reason if isinstance(item, Rejected) else item.image for item in found] == [b"1", "vanished", b"3", b"4"]
+    assert [item.reason if isinstance(item, Rejected) else item.image for item in found] == [b"1", "not-a-file", b"3", b"4"]
     assert str(found[3].source).encode() == "a/caf\N{REPLACEMENT CHARACTER}.jpg".encode()  # can be written as JSON and parquet
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from cluster.s3 import S3Store
 from cluster.seaweedfs import Endpoint
 from cluster.store import (
+    NO_FILE,
     AlreadyExists,
     LocalStore,
     NotFound,
@@ -418,7 +419,7 @@ def test_a_dangling_link_is_listed_so_that_its_reader_learns_of_it(tmp_path: Pat
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "gone")
     store = LocalStore(tmp_path)
-    assert list(store.list()) == [StoredObject("a.jpg", 1), StoredObject("b.jpg", 0)]
+    assert list(store.list()) == [StoredObject("a.jpg", 1), StoredObject("b.jpg", NO_FILE)]
     with pytest.raises(NotFound):
         store.get("b.jpg")
 

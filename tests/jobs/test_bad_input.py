@@ -128,3 +128,67 @@ def test_every_job_explains_itself() -> None:
     for job in ("ingest", "leakage", "pipeline"):
         shown = subprocess.run([sys.executable, "-m", "jobs", job, "--help"], capture_output=True, text=True, timeout=60)
         assert (shown.returncode, "--config" in shown.stdout) == (0, True), job
+
+
+@pytest.mark.parametrize(("source", "output"), [("in", "in"), ("in", "in/out"), ("out/in", "out"), ("in/*.tar", "in/out")])
+def test_an_output_in_its_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, output: str) -> None:
+    folder = tmp_path / source.removesuffix("/*.tar")
+    (folder / "person").mkdir(parents=True)
+    (folder / "person" / "a.jpg").write_bytes(b"x")
+    assert "lie in each other" in _fails(capsys, ingest.main, "--source", str(tmp_path / source), "--output", str(tmp_path / output))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.jpg"], "nothing was written"
+
+
+def test_a_protected_set_in_its_original_is_refused(make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=2,images=2")
+    message = _fails(capsys, protect.main, "--input", source.url, "--output", f"{source.url}/protected", "--method", "none")
+    assert "choose an output beside it" in message
+
+
+def test_a_source_without_one_usable_image_is_no_success(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in" / "person").mkdir(parents=True)
+    (tmp_path / "in" / "person" / "a.jpg").write_bytes(b"no picture")
+    assert ingest.main(["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--num-workers", "1"]) == 3
+    assert "not a single image could be used" in capsys.readouterr().out
+
+
+def test_a_run_on_a_set_that_was_damaged_since_says_so(
+    make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "synthetic:ids=4,images=4"
+    source = make_dataset(str(tmp_path / "original"), text, shard_size=8)
+    tar = next((tmp_path / "original" / "shards").glob("00001-*.tar"))
+    tar.unlink()
+    again = ["--source", text, "--output", source.url, "--shard-size", "8", "--num-workers", "1"]
+    assert "is gone, its manifest says" in _fails(capsys, ingest.main, *again)
+    (tmp_path / "original" / "manifests" / "00001.json").unlink()
+    assert ingest.main(again) == 0
+    assert verify.main([source.url]) == 0
+
+
+@pytest.mark.parametrize("damage", ['{"samples": "x"}', "{", "[]"])
+def test_damaged_metadata_is_a_problem_and_no_traceback(
+    make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=4,images=4", shard_size=8)
+    (tmp_path / "original" / "manifests" / "00001.json").write_text(damage)
+    assert verify.main(["--clean", source.url]) == 2
+    shown = capsys.readouterr().out
+    assert "manifests/00001.json is not a manifest" in shown
+    assert "delete it and dataset.json, and run its job again" in shown
+    assert "STRAY    manifests" not in shown
+    (tmp_path / "original" / "dataset.json").write_text('{"schema": 2, "lineage": null}')
+    assert verify.main([source.url]) == 2
+
+
+def test_strangers_files_are_strays_wherever_they_lie(
+    make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_dataset(str(tmp_path / "original"), "synthetic:ids=4,images=4", shard_size=8)
+    strangers = ["attempts/SECRET.txt", "embeddings/faces.jpg", "embeddings/x/photo.jpg"]
+    for name in strangers:
+        (tmp_path / "original" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "original" / name).write_bytes(b"photograph")
+    assert verify.main([source.url]) == 2
+    shown = capsys.readouterr().out
+    assert all(f"STRAY    {name}" in shown for name in strangers)

@@ -13,7 +13,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 5 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
-	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed (about 30 minutes on 2 cores)"
+	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed, secrets searched (about 35 minutes on 2 cores)"
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
@@ -34,7 +34,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not scale"
 
 faults: $(READY)
-	$(BIN)/python -m pytest tests/faults -m "faults" --kills 24 --faults-report faults.json
+	$(BIN)/python -m pytest tests/faults tests/infra tests/jobs/test_secrets.py tests/cluster/test_protect.py --kills 24 --faults-report faults.json
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -31,7 +31,9 @@ print("alive:", alive(), flush=True)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    if not pytestconfig.getoption("--kills"):
+        pytest.skip("runs in `make faults`")
     with nodes([0, 1, 1]) as running:
         yield running
     assert not [process for process in psutil.process_iter(["cmdline"]) if running.folder.name in " ".join(process.info["cmdline"] or [])]
@@ -75,7 +77,7 @@ class Worker:
 
 
 @pytest.mark.s3
-def test_the_killer_kills_workers_of_its_own_session_alone(ray_session: None):
+def test_the_killer_kills_workers_of_its_own_session_alone(long: None, ray_session: None):
     stranger = subprocess.Popen(["ray::Worker", "60"], executable="/bin/sleep")
     workers = [Worker.options(num_cpus=0.1).remote() for _ in range(3)]
     pids = ray.get([worker.pid.remote() for worker in workers])
@@ -99,7 +101,7 @@ def test_the_killer_kills_workers_of_its_own_session_alone(ray_session: None):
         ray.kill(worker)
 
 
-def test_a_killer_keeps_its_beat_and_can_be_told_pids():
+def test_a_killer_keeps_its_beat_and_can_be_told_pids(long: None):
     victims = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
     killer = Killer(0.2, [victim.pid for victim in victims[:3]], within="", jitter=0)
     started = time.time()

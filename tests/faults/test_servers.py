@@ -13,7 +13,7 @@ from tests.faults.servers import ceph, client, seaweedfs_to_break
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
 
 
-def test_a_killed_server_comes_back_with_its_keys_and_data(tmp_path: Path):
+def test_a_killed_server_comes_back_with_its_keys_and_data(long: None, tmp_path: Path):
     with seaweedfs_to_break(tmp_path) as server:
         s3 = client(server.endpoint)
         s3.create_bucket(Bucket="bucket")
@@ -28,7 +28,7 @@ def test_a_killed_server_comes_back_with_its_keys_and_data(tmp_path: Path):
         server.kill()  # the block ends whatever state it is in
 
 
-def test_a_server_held_still_answers_when_released(tmp_path: Path):
+def test_a_server_held_still_answers_when_released(long: None, tmp_path: Path):
     with seaweedfs_to_break(tmp_path) as server:
         s3, hasty = client(server.endpoint), client(server.endpoint, read_timeout=1)
         s3.create_bucket(Bucket="bucket")

@@ -6,7 +6,7 @@
 and compared with what the server holds, a conditional PUT of the manifest, the attempt's heartbeat. *Without*: the same workers and
 scheduler, but the input is taken as it comes and the output goes up by a plain ``put_object``, as most writers do it; nothing says which
 shards are whole. Input and output lie in SeaweedFS on this machine. The protection is ``none``, which makes the protocol's share the
-largest, and FaceMAE where weights are given.
+largest, or FaceMAE where weights are given.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    methods: dict[str, Options] = {"none": {}}
-    if arguments.weights:
-        methods["facemae"] = {"weights": arguments.weights, "device": "cpu"}
+    methods: dict[str, Options] = {"facemae": {"weights": arguments.weights, "device": "cpu"}} if arguments.weights else {"none": {}}
     with tempfile.TemporaryDirectory() as folder, seaweedfs(Path(folder) / "s3") as endpoint:
         os.environ.update(endpoint.environment)
         endpoint.create_bucket(BUCKET)

@@ -68,7 +68,7 @@ class Checkpoints:
         digest = sha256_hex(data)
         file = f"checkpoints/{checkpoint.step:08d}-{digest[:12]}.safetensors"
         content = {"schema": SCHEMA, "step": checkpoint.step, "file": file, "sha256": digest, "bytes": len(data), **checkpoint.facts}
-        self._store.put(file, data)
+        self._store.put(file, data, sha256=digest)
         self._commit(checkpoint.step, content)
         self._prune(checkpoint.step)
 

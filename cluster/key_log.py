@@ -56,7 +56,8 @@ class KeyLog:
         pq.write_table(pa.table(columns), file, compression="zstd", use_dictionary=False)
         last = self._steps[-1][0]
         data = file.getvalue()
-        self._store.put(f"keys/{self._first + 1:08d}-{last:08d}-{self._part}-{sha256_hex(data)[:12]}.parquet", data)
+        digest = sha256_hex(data)
+        self._store.put(f"keys/{self._first + 1:08d}-{last:08d}-{self._part}-{digest[:12]}.parquet", data, sha256=digest)
         self._first, self._steps = last, []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class MarginHead(nn.Module):
+class MarginHead(nn.Module, ABC):
     """Scaled cosines to one centre a class, the cosine of the true class made harder by a margin.
 
     Train with `cross_entropy(head(embeddings, labels), labels)`. The maths is float32, also under autocast.
@@ -47,6 +48,7 @@ class MarginHead(nn.Module):
             harder = self.harden(cosines.gather(1, true_class))
             return self.scale * cosines.scatter(1, true_class, harder)
 
+    @abstractmethod
     def harden(self, cosines: Tensor) -> Tensor:
         """The cosines of the true classes with the margin taken off.
 
@@ -56,7 +58,6 @@ class MarginHead(nn.Module):
         Returns:
             (N, 1), nowhere larger.
         """
-        raise NotImplementedError
 
 
 class CosFace(MarginHead):

@@ -113,6 +113,7 @@ def test_an_unknown_job_and_the_help() -> None:
     ("arguments", "message"),
     [
         (("--num-workers", "-1"), "give 0 or more"),
+        (("--max-failures", "0"), "give 1 or more"),
         (("--output", "s3:/bucket/x"), "two slashes"),
     ],
 )

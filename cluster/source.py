@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from cluster.listing import MAX_SHARD_BYTES, cut, get_listed, in_order, printable, refusal, too_large
+from cluster.local import LocalStore
 from cluster.picture import encode
 from cluster.processor import Unit
 from cluster.record import RecordFile, read_records
 from cluster.shard import Rejected, Sample, read_samples
-from cluster.store import LocalStore, Store, StoreError, join_url, open_store, split_url
+from cluster.store import Store, StoreError, join_url, open_store, split_url
 from cluster.tar import MAX_MEMBER_BYTES, NotATarError, ShardError
 from facemae.synthetic import SyntheticFaces
 

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.local import LocalStore
 from cluster.s3 import S3Store
 from cluster.seaweedfs import Endpoint
 from cluster.store import (
     NO_FILE,
     AlreadyExists,
-    LocalStore,
     NotFound,
     Store,
     StoredObject,
@@ -354,7 +354,7 @@ def test_a_write_that_fails_leaves_the_old_object_and_nothing_else(
 def test_a_process_killed_in_the_middle_of_a_write_shows_nothing(tmp_path: Path, named: bool):
     script = f"""
 import os, signal
-from cluster import store
+from cluster import local as store
 if {named}:
     del os.O_TMPFILE  # another system
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)

@@ -14,9 +14,10 @@ from cluster import attempt
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
 from cluster.embedding import Embeddings, write_embeddings
+from cluster.local import LocalStore
 from cluster.s3 import S3Store
 from cluster.shard import Rejected, Sample, ShardWriter, write_ledger
-from cluster.store import LocalStore, StoreError
+from cluster.store import StoreError
 from cluster.verify import Verification, clean, verify
 
 COMMIT = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import s3
 from cluster.s3 import AccessDenied, DamagedTransfer, S3Store, _client_error
-from cluster.store import AlreadyExists, NotFound, StoreError
+from cluster.seaweedfs import Endpoint
+from cluster.store import AlreadyExists, NotFound, Store, StoreError, open_store, require_conditional_put
 
 pytestmark = pytest.mark.s3
 
@@ -162,3 +166,83 @@ def test_a_range_past_the_end_costs_its_reader_alone(store: S3Store):
     for start, stop in ((5, 20), (50, 60)):
         with pytest.raises(NotFound, match="bytes"):
             store.get_range("a", start, stop)
+
+
+# --- wrong settings ---
+
+
+def all_operations(store: Store) -> list:
+    return [
+        lambda: store.get("a"),
+        lambda: store.get_range("a", 0, 1),
+        lambda: store.put("a", b"1"),
+        lambda: store.put("a", b"1", if_absent=True),
+        lambda: list(store.list()),
+        lambda: store.size("a"),
+        lambda: store.delete("a"),
+        lambda: require_conditional_put(store),
+    ]
+
+
+def test_a_wrong_secret_is_fatal_and_never_printed(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    open_store(s3_root).put("a", b"1")
+    secret = "wrong-secret-0123456789abcdef"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    for operation in all_operations(open_store(s3_root)):
+        with pytest.raises(StoreError, match="check") as caught:
+            operation()
+        assert caught.value.fatal
+        assert not isinstance(caught.value, NotFound)
+        assert secret not in f"{caught.value!r}{caught.value.__cause__!r}"
+    with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY"):
+        open_store(s3_root).get("a")
+
+
+def test_an_unknown_access_key_is_fatal(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(StoreError, match="check") as caught:
+        open_store(s3_root).put("a", b"1")
+    assert caught.value.fatal
+
+
+def test_a_missing_bucket_is_fatal_and_named(s3_server: Endpoint):
+    store = open_store("s3://no-such-bucket/p")
+    for operation in (lambda: list(store.list()), lambda: store.put("a", b"1"), lambda: require_conditional_put(store)):
+        with pytest.raises(StoreError, match=r"no-such-bucket.*create it") as caught:
+            operation()
+        assert caught.value.fatal
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_closed_port_is_reported_in_seconds_and_may_be_tried_again(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_closed_port()}")
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="AWS_ENDPOINT_URL") as caught:
+        open_store(s3_root).get("a")
+    assert time.monotonic() - started < 30
+    assert not caught.value.fatal  # a server that is restarted comes back
+    assert not isinstance(caught.value, NotFound)
+
+
+def test_no_credentials_says_what_to_set(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID") as caught:
+        open_store(s3_root).get("a")
+    assert caught.value.fatal
+
+
+@pytest.mark.parametrize(("name", "value"), [("AWS_ENDPOINT_URL", "localhost:8333"), ("AWS_PROFILE", "no-such-profile")])
+def test_settings_that_boto3_rejects_are_store_errors(s3_root: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=value) as caught:
+        open_store(s3_root)
+    assert caught.value.fatal

@@ -267,8 +267,8 @@ class Mortal:
         self._store, self._left, self._before = store, nth, before
         self.url, self.get, self.list, self.size, self.get_range = store.url, store.get, store.list, store.size, store.get_range
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        self._change(lambda: self._store.put(key, data, if_absent=if_absent))
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, sha256: str | None = None) -> None:
+        self._change(lambda: self._store.put(key, data, if_absent=if_absent, sha256=sha256))
 
     def delete(self, key: str) -> None:
         self._change(lambda: self._store.delete(key))

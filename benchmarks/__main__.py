@@ -27,7 +27,7 @@ def main() -> None:
         _run(str(FOLDER / "synthetic.py"), "--output", str(out / "synthetic.json"))
         _run(str(FOLDER / "shard.py"), "--json", str(out / "shard.json"))
         _run(str(FOLDER / "protect.py"), "--data", data, "--weights", weights, "--json", str(out / "protect.json"))
-        _run(str(FOLDER / "commit.py"), "--data", data, "--rounds", "14", "--json", str(out / "commit.json"))
+        _run(str(FOLDER / "commit.py"), "--data", data, "--rounds", "80", "--json", str(out / "commit.json"))
         _run(str(FOLDER / "commit.py"), "--data", data, "--weights", weights, "--rounds", "3", "--json", str(out / "commit_facemae.json"))
     print(f"written: {out}")
 

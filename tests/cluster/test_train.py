@@ -16,7 +16,7 @@ from cluster.train import train
 from cluster.train_job import TrainError, merge_deepspeed
 from cluster.weights import local_weights
 from facemae.model import MaskedAutoencoder
-from tests.faults.deeds import Killer
+from tests.faults.training_killer import TrainingKiller
 from tests.training import assert_as_undisturbed, plan, reference, write_training_set
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_session: None, folder: Path, s3_root: str, tmp_path: Path):
     moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, grid_every=3, max_failures=2)
-    killer = Killer(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)
+    killer = TrainingKiller(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)
     killer.start()
     with pytest.raises(Interrupted, match=r"stopped at step [3-7] of 8"):
         train(moved)

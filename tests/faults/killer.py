@@ -20,8 +20,6 @@ from tests.faults.policy import title
 
 WORKERS = r"ray::Worker\b"
 """The actors of a stage."""
-TRAINERS = r"ray::RayTrainWorker\b"
-"""The training workers."""
 
 
 def raylet_of(ip: str) -> str:

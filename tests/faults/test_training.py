@@ -26,8 +26,8 @@ from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.seaweedfs import Endpoint
 from cluster.store import Store, open_store
 from cluster.verify_training import verify_training
-from tests.faults.deeds import Kill, Killer, alive, family, trainers_of
 from tests.faults.report import Case
+from tests.faults.training_killer import TrainingKill, TrainingKiller, alive, family, trainers_of
 from tests.training import assert_as_undisturbed, plan, reference, write_training_set
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
@@ -59,7 +59,7 @@ class Training:
     def __init__(self, folder: Path, url: str, scratch: Path, seed: int) -> None:
         self.folder, self.url, self.scratch, self.seed = folder, url, scratch, seed
         self.store = open_store(url)
-        self.kills: list[Kill] = []
+        self.kills: list[TrainingKill] = []
         scratch.mkdir(exist_ok=True)
 
     def attempt(self, workers: int, *deeds: tuple[int, str]) -> int:
@@ -72,7 +72,7 @@ class Training:
         with (self.scratch / f"log-{time.time_ns()}").open("w+") as log:
             flags = ["--output", self.url, "--num-workers", str(workers), *FLAGS]
             driver = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
-            killer = Killer(self.url, driver.pid, deeds, self.seed + len(self.kills))
+            killer = TrainingKiller(self.url, driver.pid, deeds, self.seed + len(self.kills))
             killer.start()
             relatives = self._wait(driver)
             killer.join()
@@ -132,7 +132,7 @@ class Training:
         return verified.keys.samples
 
 
-def report(kills: Sequence[Kill], case: Case) -> None:
+def report(kills: Sequence[TrainingKill], case: Case) -> None:
     for kill in kills:
         case.note(f"{'SIGTERM' if kill.what == 'stop' else 'kill'} {kill.what.split(' after')[0]}", killed=kill.what != "stop")
         print(f"kill {kill.what} at {kill.seconds:.2f} s, pids {kill.pids}, newest published step {kill.step}, seed {kill.seed}")
@@ -159,7 +159,7 @@ def test_many_kills_chosen_by_a_seed(
     fault_case: Case,
 ):  # fmt: skip
     fault_case.seed = 1000
-    wanted, kills, seed = request.config.getoption("--kills") // 3, list[Kill](), 1000  # a kill costs a training half a minute
+    wanted, kills, seed = request.config.getoption("--kills") // 3, list[TrainingKill](), 1000  # a kill costs a training half a minute
     while len(kills) < wanted:
         training = Training(folder, f"s3://tests/many-kills-{seed}", tmp_path / str(seed), seed)
         disturb(training, random.Random(seed))
@@ -339,7 +339,7 @@ def test_a_death_at_any_moment_of_a_save_leaves_the_old_checkpoint_or_the_new(
 
 @pytest.mark.timeout(3600)
 def test_a_death_at_a_random_moment_of_a_save(request: pytest.FixtureRequest, processes: Any, s3_root: str, fault_case: Case):
-    checkpoints, kills, size = Checkpoints(open_store(s3_root), keep=2), list[Kill](), 2_000_000  # 24 MB
+    checkpoints, kills, size = Checkpoints(open_store(s3_root), keep=2), list[TrainingKill](), 2_000_000  # 24 MB
     started = time.perf_counter()
     checkpoints.save(checkpoint(1, size=size))
     duration = time.perf_counter() - started
@@ -352,7 +352,7 @@ def test_a_death_at_a_random_moment_of_a_save(request: pytest.FixtureRequest, pr
         assert ready.is_set()
         assert saver.exitcode == -signal.SIGKILL
         assert newest(checkpoints) in (before, before + 1)
-        kills.append(Kill(f"saver after {moment:.3f} s", time.time(), (saver.pid,), newest(checkpoints), seed))
+        kills.append(TrainingKill(f"saver after {moment:.3f} s", time.time(), (saver.pid,), newest(checkpoints), seed))
     assert len({kill.step for kill in kills}) > 1  # some were late enough
     checkpoints.save(checkpoint(1000, size=size))
     assert len(list(open_store(s3_root).list("checkpoints/"))) <= 5  # two checkpoints, and perhaps a dead attempt's data between them

@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from cluster.picture import align, decode
 from cluster.shard import Rejected, Sample
 from cluster.source import TarSource, TarUnit
-from tests.cluster.test_hostile import CASES, Expected, between, face, good
-from tests.cluster.test_shard import END
 from tests.fuzz.corpus import gradient, saved, turned
+from tests.hostile_tars import CASES, Expected, between, face, good
+from tests.tars import END
 
 FIRST, LAST = face(b"first", 1), face(b"last", 2) + END
 PIECES = {

@@ -17,8 +17,8 @@ from cluster.store import open_store
 
 
 @dataclass(frozen=True)
-class Kill:
-    """One deed: what, when (time.time()), whom, and at which newest published step."""
+class TrainingKill:
+    """One kill: what, when (time.time()), whom, and at which newest published step."""
 
     what: str
     seconds: float
@@ -27,7 +27,7 @@ class Kill:
     seed: int
 
 
-class Killer(threading.Thread):
+class TrainingKiller(threading.Thread):
     """Does deeds one after the other, each once the run has published that step, which must lie beyond what it has published before,
     a damaged checkpoint included.
 
@@ -43,7 +43,7 @@ class Killer(threading.Thread):
 
     def __init__(self, url: str, driver: int, deeds: Sequence[tuple[int, str]], seed: int) -> None:
         super().__init__(daemon=True)
-        self.kills: list[Kill] = []
+        self.kills: list[TrainingKill] = []
         self._url, self._driver, self._deeds, self._seed = url, psutil.Process(driver), deeds, seed
         self._random = random.Random(seed)
 
@@ -60,7 +60,7 @@ class Killer(threading.Thread):
             moment = time.time()
             for pid in victims:
                 os.kill(pid, signal.SIGTERM if what == "stop" else signal.SIGKILL)
-            self.kills.append(Kill(what, moment, tuple(victims), published, self._seed))
+            self.kills.append(TrainingKill(what, moment, tuple(victims), published, self._seed))
 
     def _victims(self, what: str) -> list[int]:
         if what in ("driver", "stop"):

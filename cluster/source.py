@@ -113,7 +113,7 @@ class FolderSource(Source):
         """The kind and a digest of the listing, so that a resumed run notices a folder that changed."""
         return {"source": "folder", "listing_sha256": self._digest}
 
-    def units(self, shard_size: int) -> Sequence[Unit]:
+    def units(self, shard_size: int) -> Sequence[FolderUnit]:
         """Files in key order, ``shard_size`` a unit, fewer where they would be more than ``MAX_SHARD_BYTES``."""
         digest, files, labels = hashlib.sha256(), list[tuple[str, int, int]](), dict[str, int]()
         for stored in in_order(open_store(self._url)):
@@ -164,7 +164,7 @@ class RecordSource(Source):
         """The kind and a digest of the index."""
         return {"source": "rec", "index_sha256": self._index_digest}
 
-    def units(self, shard_size: int) -> Sequence[Unit]:
+    def units(self, shard_size: int) -> Sequence[RecordUnit]:
         """Records in file order, ``shard_size`` a unit, fewer where they would be more than ``MAX_SHARD_BYTES``."""
         offsets, self._index_digest = self._file.image_offsets()
         pieces = cut(offsets, shard_size)
@@ -216,7 +216,7 @@ class TarSource(Source):
         """The kind and a digest of the tars' names and sizes."""
         return {"source": "tars", "listing_sha256": self._digest}
 
-    def units(self, shard_size: int) -> Sequence[Unit]:
+    def units(self, shard_size: int) -> Sequence[TarUnit]:
         """One unit a tar; ``shard_size`` does not apply: how many samples a tar holds is known when it is read."""
         match = self._pattern
         found = [s for s in in_order(open_store(self._url)) if s.key == match or fnmatch.fnmatchcase(s.key, match)]
@@ -269,7 +269,7 @@ class SyntheticSource(Source):
         faces = self._faces
         return {"source": "synthetic", "ids": faces.num_identities, "images": faces.images_per_identity, "seed": faces.seed}
 
-    def units(self, shard_size: int) -> Sequence[Unit]:
+    def units(self, shard_size: int) -> Sequence[SyntheticUnit]:
         """Images in order, ``shard_size`` a unit."""
         total = len(self._faces)
         return [SyntheticUnit(_name(i), min(shard_size, total - s), s) for i, s in enumerate(range(0, total, shard_size))]

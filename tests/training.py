@@ -86,9 +86,10 @@ def weights(url: str) -> dict[str, torch.Tensor]:
     return load(open_store(url).get("weights/model.safetensors"))
 
 
-def initial() -> MaskedAutoencoder:
+def initial(name: str = "facemae_tiny_patch16_112") -> MaskedAutoencoder:
+    """The untrained weights of seed 0."""
     torch.manual_seed(0)
-    model = timm.create_model("facemae_tiny_patch16_112")
+    model = timm.create_model(name)
     assert isinstance(model, MaskedAutoencoder)
     return model
 

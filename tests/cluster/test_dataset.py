@@ -48,6 +48,7 @@ def test_a_commit_is_a_tar_named_by_its_content_a_ledger_and_a_manifest(dataset:
     manifest = commit(dataset, "00042", data)
     digest = sha256_hex(data.payload or b"")
     assert manifest.file == f"shards/00042-{digest[:12]}.tar"
+    assert manifest.ledger is not None
     assert keys(dataset) == ["manifests/00042.json", manifest.ledger, manifest.file]
     assert manifest.ledger == f"quarantine/00042-{sha256_hex(dataset.store.get(manifest.ledger))[:12]}.parquet"
     assert (manifest.run, manifest.attempt) == ("run", 1)

@@ -41,8 +41,8 @@ def check(made: ShardData, expected: Expected) -> None:
     """Exactly these samples and rows, in this order, each under a key of ours, and the counts add up."""
     samples = list(read_samples(made.payload)) if made.payload else []
     assert all(isinstance(item, Sample) for item in samples)
-    found = {item.key: (bytes(item.image), item.identity) for item in samples if isinstance(item, Sample)}
-    found |= {row.key: row.reason for row in made.rejected}  # type: ignore[dict-item]
+    found: dict[str, Any] = {item.key: (bytes(item.image), item.identity) for item in samples if isinstance(item, Sample)}
+    found |= {row.key: row.reason for row in made.rejected}
     assert [found[key] for key in sorted(found)] == expected
     assert sorted(found) == [f"00000-{number:06d}" for number in range(len(expected))]
     assert made.samples == len(samples)
@@ -148,7 +148,7 @@ def test_a_folder_of_hostile_tars_through_the_whole_job(tmp_path: Path, ray_sess
     assert (found.totals["samples"], found.totals["quarantined"]) == (len(samples), reasons.total())
     for number, (manifest, (name, (_, items))) in enumerate(zip(dataset.manifests(), cases.items(), strict=True)):
         rows = read_ledger(dataset.store.get(manifest.ledger)) if manifest.ledger else []
-        here = {row.key: row.reason for row in rows}
+        here: dict[str, Any] = {row.key: row.reason for row in rows}
         here |= {i.key: (bytes(i.image), i.identity) for i in read_samples(dataset.read(manifest))} if manifest.file else {}  # type: ignore[union-attr]
         assert [here[key] for key in sorted(here)] == items, name
         assert sorted(here) == [f"{number:05d}-{i:06d}" for i in range(len(items))]

@@ -187,4 +187,4 @@ def test_unit_rows() -> None:
     require_unit_rows(unit_rows(1000, dim=512), 512, "here")
     require_unit_rows(unit_rows(0), DIM, "here")
     with pytest.raises(GalleryError, match="here: 2 embeddings"):
-        require_unit_rows(np.float16([[1, 0], [2, 0], [0, 0.9]]), 2, "here")
+        require_unit_rows(np.array([[1, 0], [2, 0], [0, 0.9]], np.float16), 2, "here")

@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_messy_folder_is_accounted_for_file_by_file(tmp_path: Path, any_root: 
     assert [sample.source for sample in samples] == good  # in key order, each once
     assert {str(row.source): row.reason for row in rows} == BAD
     assert {str(row.source): row.num_bytes for row in rows} == {name: len(MESSY[name]) for name in BAD}
-    keys = [item.key for item in [*samples, *rows]]
+    keys = [*(sample.key for sample in samples), *(row.key for row in rows)]
     assert len(set(keys)) == len(MESSY)
     for sample in samples:
         kept = not str(sample.source).endswith(".png")
@@ -144,9 +145,9 @@ def test_the_source_stands_in_the_json(tmp_path: Path, make_dataset: Make):
 
 
 def test_records_become_a_data_set(any_root: str, make_dataset: Make):
-    images = [(i // 4, jpeg(i)) for i in range(10)]
+    images: list[tuple[Any, bytes]] = [(i // 4, jpeg(i)) for i in range(10)]
     images[3] = (0, b"no jpeg")
-    images[7] = (0.5, jpeg(7))  # type: ignore[call-overload]
+    images[7] = (0.5, jpeg(7))
     written = insightface(images)
     data = bytearray(written.rec)
     data[written.starts[10]] ^= 1

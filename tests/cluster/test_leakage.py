@@ -98,7 +98,7 @@ def search(
 def assert_rows_equal(found: dict[str, tuple[Any, ...]], expected: dict[str, tuple[Any, ...]]) -> None:
     assert found.keys() == expected.keys()
     for key, row in expected.items():
-        np.testing.assert_array_equal(np.float64(found[key]), np.float64(row), err_msg=key)
+        np.testing.assert_array_equal(np.array(found[key], np.float64), np.array(row, np.float64), err_msg=key)
 
 
 def test_protected_to_original_equals_brute_force(ray_session: None, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def _check_summary(output: Dataset, rows: dict[str, tuple[Any, ...]], identities
         assert curve["queries"] == len(all_ranks)
         assert curve["hits"] == [int(np.sum((all_ranks >= 1) & (all_ranks <= k))) for k in range(1, DEPTH + 1)]
     assert found["image"]["chance"][0] == pytest.approx(1 / 238)
-    assert np.array_equal(found["histograms"]["mate"], histogram(np.float32([row[3] for row in rows.values()])))
+    assert np.array_equal(found["histograms"]["mate"], histogram(np.array([row[3] for row in rows.values()], np.float32)))
     label = found["image"]["by_identity"]["worst"][0]
     mine = [rows[key][0] for key in rows if identities[int(key[1:])] == label["identity"]]
     assert (label["images"], label["traced"]) == (len(mine), sum(rank == 1 for rank in mine))
@@ -231,9 +231,10 @@ def test_embedded_sets_are_checked(tmp_path: Path) -> None:
 
 
 def test_rank_tables_round_trip() -> None:
-    ints, floats = np.int32([1, 0, -1]), np.float32([0.5, np.nan, -1])
-    rows = Ranks(["a", "b", "ü"], np.int64([1, 2, 1 << 60]), ints, ints[::-1], np.int64([3, 4, 0]), floats, floats[::-1], floats)
-    histograms = {"mate": histogram(np.float32([0.5, -1]))}
+    ints, floats = np.array([1, 0, -1], np.int32), np.array([0.5, np.nan, -1], np.float32)
+    identities, others = np.array([1, 2, 1 << 60], np.int64), np.array([3, 4, 0], np.int64)
+    rows = Ranks(["a", "b", "ü"], identities, ints, ints[::-1], others, floats, floats[::-1], floats)
+    histograms = {"mate": histogram(np.array([0.5, -1], np.float32))}
     data = write_ranks(rows, histograms)
     assert data == write_ranks(rows, histograms)
     back, found = read_ranks(data)
@@ -242,6 +243,6 @@ def test_rank_tables_round_trip() -> None:
         np.testing.assert_array_equal(getattr(back, name), getattr(rows, name))
         assert getattr(back, name).dtype == getattr(rows, name).dtype
     np.testing.assert_array_equal(found["mate"], histograms["mate"])
-    for bad in (b"", data[:-9], write_embeddings(Embeddings(["a"], np.int64([1]), np.float16([[1, 0]])))):
+    for bad in (b"", data[:-9], write_embeddings(Embeddings(["a"], np.array([1], np.int64), np.array([[1, 0]], np.float16)))):
         with pytest.raises(ShardError, match="no table of ranks"):
             read_ranks(bad)

@@ -60,7 +60,8 @@ def test_an_aligned_jpeg_is_kept_byte_for_byte(options: dict[str, Any], resize: 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
 def test_other_formats_become_jpeg(kind: str):
-    aligned = align(saved(gradient(), kind, **({"lossless": True} if kind == "WEBP" else {})), resize=False)
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    aligned = align(saved(gradient(), kind, **options), resize=False)
     assert not aligned.kept
     assert aligned.jpeg == encode(gradient())
     assert distance(aligned.jpeg, gradient()) < 2

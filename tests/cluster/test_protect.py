@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -30,6 +29,7 @@ from cluster.stage import StageOptions, run_stage
 from cluster.verify import verify
 from facemae.masking import random_mask
 from facemae.model import MaskedAutoencoder
+from tests.training import initial
 
 MakeDataset = Callable[..., Dataset]
 
@@ -37,8 +37,7 @@ MakeDataset = Callable[..., Dataset]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    timm.create_model("facemae_tiny_patch16_112").save_pretrained(folder)
+    initial().save_pretrained(folder)
     return str(folder)
 
 

@@ -39,7 +39,7 @@ samples_lists = st.lists(
 def test_what_is_written_is_read_back_by_us_and_by_tarfile(samples: list[Sample]):
     data = write(samples)
     assert read(data) == samples
-    expected = {}
+    expected: dict[str, bytes | memoryview] = {}
     for sample in samples:
         expected |= {f"{sample.key}.jpg": sample.image, f"{sample.key}.cls": b"%d" % sample.identity}
         if sample.source is not None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cluster.shard import Rejected, Sample, ShardWriter, write_ledger
 from cluster.store import StoreError
 from cluster.verify import Verification, clean, verify
 
-COMMIT = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}
+COMMIT: dict[str, Any] = {"fingerprint": "f", "attempt": Attempt("run", 1), "seconds": {}}
 
 
 def build(root: str, *, doubled: str | None = None, parent: dict | None = None) -> Dataset:

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 
 from cluster.checkpoint import Checkpoint, Checkpoints
 from cluster.store import Store, StoreError, open_store
 from cluster.verify_training import holds_training, verify_training
-from facemae.model import MaskedAutoencoder
 from tests.cluster.test_key_log import KEYS, PLAN, log
+from tests.training import initial
 
 
 def write_run(root: Path, finished: bool = True) -> Store:
@@ -26,9 +25,7 @@ def write_run(root: Path, finished: bool = True) -> Store:
         facts = {"samples": PLAN.samples_before(step), "parent": {"samples": 60}}
         Checkpoints(store).save(Checkpoint(step, facts, {"weight/a": torch.full((9,), float(step))}))
     if finished:
-        model = timm.create_model("facemae_tiny_patch16_112")
-        assert isinstance(model, MaskedAutoencoder)
-        sha256 = model.save_pretrained(root / "weights")
+        sha256 = initial().save_pretrained(root / "weights")
         content = {"steps": 8, "samples": 120, "weights": {"sha256": sha256}, "parent": {"samples": 60}}
         store.put("run.json", json.dumps(content).encode())
     return store

@@ -6,19 +6,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import timm
 
 from cluster.protect import load_protection
 from cluster.store import StoreError, open_store
 from cluster.weights import local_weights
 from facemae.model import MaskedAutoencoder
+from tests.training import initial
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, folder = timm.create_model("facemae_tiny_patch16_112"), tmp_path_factory.mktemp("weights")
-    assert isinstance(model, MaskedAutoencoder)
-    model.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("weights")
+    initial().save_pretrained(folder)
     return folder
 
 

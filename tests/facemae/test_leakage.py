@@ -53,9 +53,9 @@ def test_ranks_equal_a_sort_of_the_full_matrix() -> None:
 
 
 def test_a_tie_counts_for_the_attacker() -> None:
-    scores = np.float32([[0.9, 0.9, 0.9, 0.5], [0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6]])
-    np.testing.assert_array_equal(ranks(scores, np.float32([0.9, 0.7, np.nan]), depth=3), [1, 3, UNDEFINED])
-    np.testing.assert_array_equal(ranks(scores, np.float32([0.5, 0.6, -np.inf]), depth=3), [BEYOND, BEYOND, BEYOND])
+    scores = np.array([[0.9, 0.9, 0.9, 0.5], [0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6]], np.float32)
+    np.testing.assert_array_equal(ranks(scores, np.array([0.9, 0.7, np.nan], np.float32), depth=3), [1, 3, UNDEFINED])
+    np.testing.assert_array_equal(ranks(scores, np.array([0.5, 0.6, -np.inf], np.float32), depth=3), [BEYOND, BEYOND, BEYOND])
 
 
 @given(rank_lists, st.randoms(use_true_random=False))
@@ -149,7 +149,7 @@ def test_risk_by_identity() -> None:
 
 
 def test_histograms_keep_every_value() -> None:
-    values = np.float32([-1.0000001, -1, -0.995, 0, 0.00999, 0.01, 1, 1.0000001, 0.5])
+    values = np.array([-1.0000001, -1, -0.995, 0, 0.00999, 0.01, 1, 1.0000001, 0.5], np.float32)
     counts = histogram(values)
     assert counts.sum() == len(values)
     assert (counts[0], counts[100], counts[101], counts[150], counts[199]) == (3, 2, 1, 1, 2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def unit_features(num_layers: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def reference_relation(real: np.ndarray, fake: np.ndarray, distance: str) -> float:
-    total = 0.0
+    total = np.float64(0)
     for i in range(len(real)):
         for j in range(len(real)):
             gaps = [(1 - z[i] @ z[j]) if distance == "cosine" else np.linalg.norm(z[i] - z[j]) for z in (real, fake)]
@@ -71,7 +71,7 @@ def test_pixel_terms_are_over_all_pixels() -> None:
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("num_layers", [0, 2])
-def test_the_relation_term_is_the_mean_over_embedding_and_layers(distance: str, num_layers: int) -> None:
+def test_the_relation_term_is_the_mean_over_embedding_and_layers(distance: Literal["cosine", "euclidean"], num_layers: int) -> None:
     config = LossConfig(distance=distance, layers=("inner", "pixels")[:num_layers])
     pairs = zip(*unit_features(num_layers), strict=True)
     expected = np.mean([reference_relation(real, fake, distance) for real, fake in pairs])
@@ -132,6 +132,7 @@ def test_the_recogniser_is_frozen_and_stays_in_evaluation_mode() -> None:
     assert output.grad.abs().sum() > 0
     assert not recognizer.training
     assert all(parameter.grad is None for parameter in recognizer.parameters())
+    assert recognizer.norm.running_mean is not None
     assert not recognizer.norm.running_mean.any()
 
 
@@ -144,6 +145,7 @@ def test_the_recogniser_sees_clamped_pixels_and_the_gradient_passes_through() ->
         loss = ReconstructionLoss(LossConfig(), StubRecognizer())(images, reconstruction, real)[0]
         loss.backward()
         losses.append(loss.item())
+        assert reconstruction.grad is not None
         gradients.append(reconstruction.grad)
     assert losses[0] == losses[1]
     assert torch.equal(gradients[0], gradients[1])
@@ -197,7 +199,10 @@ def gradient_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     recognizer = StubRecognizer(num_layers=1)
     loss = ReconstructionLoss(CONFIG, recognizer)
     loss(images, model(images), recognizer(images)[0])[0].backward()
-    return {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
+    found = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+    assert gradients.keys() == found.keys()
+    return gradients
 
 
 def small_model() -> nn.Module:

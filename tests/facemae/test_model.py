@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_positions_are_two_dimensional_sines_and_cosines(model: MaskedAutoencode
 
 
 def test_weights_start_as_in_mae() -> None:
-    model = timm.create_model("facemae_tiny_patch16_112")
+    model: Any = timm.create_model("facemae_tiny_patch16_112")
     weight = model.encoder_blocks[0].mlp.fc1.weight
     bound = (6 / sum(weight.shape)) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound
@@ -118,7 +119,7 @@ def test_weights_start_as_in_mae() -> None:
 @pytest.mark.parametrize("patch", [8, 16])
 def test_registered_sizes(size: str, parameters: tuple[int, int, int, int], patch: int) -> None:
     with torch.device("meta"):
-        model = timm.create_model(f"facemae_{size}_patch{patch}_112")
+        model: Any = timm.create_model(f"facemae_{size}_patch{patch}_112")
     (e, e_depth, d, d_depth), pixels = parameters, 3 * patch**2
     blocks = e_depth * (12 * e * e + 13 * e) + d_depth * (12 * d * d + 13 * d)
     expected = blocks + (pixels + 1) * e + 2 * e + (e + 1) * d + d + 2 * d + (d + 1) * pixels
@@ -128,7 +129,7 @@ def test_registered_sizes(size: str, parameters: tuple[int, int, int, int], patc
 
 
 def test_create_model_takes_other_fields_and_refuses_pretrained() -> None:
-    model = timm.create_model("facemae_tiny_patch16_112", encoder_depth=1, img_size=32)
+    model: Any = timm.create_model("facemae_tiny_patch16_112", encoder_depth=1, img_size=32)
     assert (model.architecture.name, len(model.encoder_blocks), model.architecture.num_patches) == ("custom", 1, 4)
     with pytest.raises(ValueError, match="no published weights"):
         timm.create_model("facemae_tiny_patch16_112", pretrained=True)

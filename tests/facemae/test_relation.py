@@ -114,6 +114,7 @@ def _rank(rank: int, folder: str) -> None:
         rows = gather_rows(local)
         relation_loss(gather_rows(real[mine]), rows, "euclidean").backward()
         np.save(Path(folder) / f"rows-{batch}-{rank}.npy", rows.detach().numpy())
+        assert local.grad is not None
         np.save(Path(folder) / f"grad-{batch}-{rank}.npy", local.grad.numpy())
     dist.barrier()
     # A gloo thread may still be letting go of a Python object that the backward pass left in its work item. It needs the

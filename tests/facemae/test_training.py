@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ MICRO = Architecture("micro", 48, 2, 2, 32, 1, 2, patch_size=8, img_size=32)
 
 class StubRecognizer(nn.Module):
     """Differentiable unit embeddings: a fixed random projection of the blurred picture."""
+
+    projection: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ def batches(source: np.ndarray, steps: int) -> Iterator[Batch]:
         yield Batch(source, keys, np.arange(len(source)), embeddings, epoch)
 
 
-def losses_of(preset: str, steps: int = 60, **options: object) -> list[float]:
+def losses_of(preset: str, steps: int = 60, **options: Any) -> list[float]:
     history: list[float] = []
     loss = ReconstructionLoss(LossConfig.preset(preset), StubRecognizer())
     done = fit(new_model(), loss, batches(pictures(), steps), steps=steps, on_step=lambda _, m: history.append(m["loss"].item()), **options)

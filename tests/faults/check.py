@@ -252,7 +252,8 @@ class _Examination:
 class _Objects(Protocol):
     """Everything below a root, hidden or not."""
 
-    missing: type[Exception]
+    @property
+    def missing(self) -> type[Exception]: ...
 
     def names(self) -> Iterator[str]: ...
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 
@@ -76,7 +77,8 @@ class Exchange:
         log: Log,
     ) -> None:
         self._client, self._connect = client, connect
-        self._head, self._request, self._fault, self._rng, self._log = head, request, fault, rng, log
+        self._head, self._request, self._rng, self._log = head, request, rng, log
+        self._fault: Any = fault  # only what a place was given for asks what it is
         self._place = fault.kind.place if fault else ""
         self._status: int | None = None
         self._up = self._down = 0

@@ -114,5 +114,6 @@ def killer_actor(interval: float, victims: str | Sequence[int], seed: int = 0, *
     """A ``Killer`` as an actor on the driver's node, for the session that Ray is connected to: ``ray.get(actor.start.remote())``."""
     context = ray.get_runtime_context()
     here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Killer)
-    return actor.remote(interval, victims, context.get_session_name(), seed, **options)
+    actor: Any = ray.remote(Killer)
+    placed = actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=here)
+    return placed.remote(interval, victims, context.get_session_name(), seed, **options)

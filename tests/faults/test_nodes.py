@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,10 +68,10 @@ def test_a_killed_raylet_is_a_lost_node(cluster: Cluster):
 
 def said(probe: subprocess.Popen[str]) -> str:
     """The next line of its own; Ray prints between them."""
+    assert probe.stdout is not None
     return next(line for line in probe.stdout if line.startswith("alive:"))
 
 
-@ray.remote
 class Worker:
     def pid(self) -> int:
         return psutil.Process().pid
@@ -79,7 +80,8 @@ class Worker:
 @pytest.mark.s3
 def test_the_killer_kills_workers_of_its_own_session_alone(long: None, ray_session: None):
     stranger = subprocess.Popen(["ray::Worker", "60"], executable="/bin/sleep")
-    workers = [Worker.options(num_cpus=0.1).remote() for _ in range(3)]
+    actor: Any = ray.remote(Worker)
+    workers = [actor.options(num_cpus=0.1).remote() for _ in range(3)]
     pids = ray.get([worker.pid.remote() for worker in workers])
     killer = killer_actor(0.3, WORKERS, seed=1, limit=2)
     started = time.time()

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -19,7 +20,7 @@ from cluster.verify import clean, verify
 from tests.faults.policy import KillAt
 from tests.faults.proxy import FaultProxy
 from tests.faults.report import Case
-from tests.faults.servers import ceph, seaweedfs_to_break
+from tests.faults.servers import Server, ceph, seaweedfs_to_break
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
 
@@ -50,6 +51,7 @@ def commit() -> None:
 @pytest.fixture(params=["seaweedfs", "ceph"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     folder = tmp_path_factory.mktemp("server")
+    running: AbstractContextManager[Endpoint | Server]
     if request.param == "ceph":
         request.getfixturevalue("long")
         running = ceph(folder, "tests")

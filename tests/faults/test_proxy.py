@@ -226,7 +226,9 @@ def test_a_get_is_cut_at_the_very_byte(s3: Any, direct: Any, proxy: FaultProxy, 
     for _ in range(10):
         received, error = read_to_the_end(port_of(proxy), signed_get(s3, key))
         head, _, body = received.partition(b"\r\n\r\n")
-        offsets.append(proxy.injected[-1].offset)
+        offset = proxy.injected[-1].offset
+        assert offset is not None
+        offsets.append(offset)
         assert error is end
         assert f"content-length: {SIZE}".encode() in head.lower()
         assert body == BODY[: offsets[-1]]

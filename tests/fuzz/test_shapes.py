@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_valid_picture_of_any_shape_is_what_pillow_shows(kind: str, modes: str
     image = gradient(width, height).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
-    options = {"exif": turned(turn)} if kind != "BMP" else {}
+    options: dict[str, Any] = {"exif": turned(turn)} if kind != "BMP" else {}
     if kind == "JPEG":
         options |= {
             "progressive": data.draw(st.booleans()),

@@ -128,7 +128,8 @@ def _all_jobs(run: WholeRun) -> None:
     recognizer = str(write_recognizer(run.folder / "alpha.onnx", 0))
     (run.folder / "secret").write_text(run.rekey_secret)
     _upload_source(run)
-    by_env, by_file = {"REKEY_SECRET": run.rekey_secret}, f"file:{run.folder}/secret"
+    by_env: dict[str, Any] = {"REKEY_SECRET": run.rekey_secret}
+    by_file = f"file:{run.folder}/secret"
     nowhere = run.start("auditor", "verify", f"{BUCKET}/original", AWS_ENDPOINT_URL="http://127.0.0.1:9")  # waits while others work
     one = ["--num-workers", "1"]
     pair = ["--original", f"{BUCKET}/original", "--protected", f"{BUCKET}/protected"]

@@ -106,7 +106,7 @@ def test_the_worst_attacker_leads() -> None:
         labels = np.arange(40) // 2
         curves = [Curve.of(np.where(np.arange(40) < hits, 1, 0), labels, others) for hits, others in ((image, None), (identity, labels))]
         none = Curve.of(np.full(40, -1), labels)
-        leakage, reference = Leakage(*curves).to_json(50), Leakage(none, none).to_json(50)
+        leakage, reference = Leakage(curves[0], curves[1]).to_json(50), Leakage(none, none).to_json(50)
         return {"recognizer": {"name": name}, "leakage": {**leakage, "left_out": left_out}, "reference": reference, "utility": reference}
 
     sets = {"original": {"samples": 50}, "protected": {"samples": 40}}

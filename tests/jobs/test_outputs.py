@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image, ImageCms
 
 import facemae.model  # noqa: F401  # registers the architectures
@@ -25,6 +23,7 @@ from facemae.masking import random_mask
 from facemae.synthetic import SyntheticFaces
 from jobs import ingest, protect
 from tests.jobs.test_rekey import objects, samples
+from tests.training import initial
 
 SECRET = "77ab" * 16
 COPIED = 0.5
@@ -88,8 +87,7 @@ class Outputs:
             path = folder / "source" / f"surname-{number // 4}" / f"holiday-{number:02d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file.data[:-900] if number == 7 else file.data)  # one is damaged: a ledger has a row of it
-        torch.manual_seed(0)
-        timm.create_model("facemae_tiny_patch16_112").save_pretrained(folder / "weights")
+        initial().save_pretrained(folder / "weights")
         (folder / "rekey-secret").write_text(SECRET)
         self.original = str(folder / "originals")
         ingest.run(ingest.IngestConfig(source=str(folder / "source"), output=self.original, shard_size=6, num_workers=1))

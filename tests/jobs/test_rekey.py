@@ -8,11 +8,10 @@ import hmac
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import timm
-import torch
 
 import facemae.model  # noqa: F401  # registers the architectures
 from cluster.attempt import Attempt
@@ -29,6 +28,7 @@ from jobs import leakage, pipeline, protect, report
 from jobs.command import UsageError, from_mapping
 from jobs.pipeline import PipelineConfig
 from tests.jobs.test_leakage_job import write_recognizer
+from tests.training import initial
 
 SECRET = "9c3f" * 16
 
@@ -62,13 +62,12 @@ class Sets:
         (folder / "other").write_text("0" * 64)
         self.secret, self.other = f"file:{folder}/secret", f"file:{folder}/other"
         self.original = str(folder / "the original place")
-        torch.manual_seed(0)
-        timm.create_model("facemae_tiny_patch16_112").save_pretrained(folder / "weights")
+        initial().save_pretrained(folder / "weights")
         self.plain, self.released = str(folder / "plain"), str(folder / "released")
 
     def protect(self, output: str, rekey: str | None = None, source: str | None = None) -> None:
         """One run of the job."""
-        settings = {"weights": str(self.folder / "weights"), "seed": 5, "device": "cpu", "batch_size": 5, "num_workers": 1}
+        settings: dict[str, Any] = {"weights": str(self.folder / "weights"), "seed": 5, "device": "cpu", "batch_size": 5, "num_workers": 1}
         protect.run(protect.ProtectConfig(input=source or self.original, output=output, rekey=rekey, **settings))
 
 
@@ -159,7 +158,7 @@ def test_workers_read_the_secret_for_themselves(sets: Sets, tmp_path: Path, monk
 def _measure(sets: Sets, protected: str, output: Path, rekey: str | None) -> dict[str, tuple[object, ...]]:
     """The job's leakage ranks, all columns, by key."""
     recognizer = write_recognizer(sets.folder / "alpha.onnx", 0)
-    roots = {"original": sets.original, "protected": protected, "output": str(output)}
+    roots: dict[str, Any] = {"original": sets.original, "protected": protected, "output": str(output)}
     leakage.run(leakage.LeakageConfig(**roots, recognizer=[str(recognizer)], rekey=rekey, num_workers=1))
     ranks = Dataset(str(output / "alpha" / "protected-original"), ".parquet")
     rows: dict[str, tuple[object, ...]] = {}

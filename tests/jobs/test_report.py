@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,6 +32,7 @@ from jobs.report_data import Measurement, read_measurement
 from jobs.report_plots import cmc_panels
 from jobs.report_words import conclusion, headline, percent
 from tests.jobs.test_leakage_job import write_recognizer
+from tests.training import initial
 
 PLACE = b"48.8584 N 2.2945 E"
 """Stands in the EXIF of every original."""
@@ -61,9 +60,7 @@ def measured(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("measured")
     write_faces(root / "faces")
     original, protected, weights = str(root / "original"), str(root / "protected"), str(root / "weights")
-    torch.manual_seed(0)
-    model: Any = timm.create_model("facemae_tiny_patch16_112")
-    model.save_pretrained(weights)
+    initial().save_pretrained(weights)
     ingest.run(ingest.IngestConfig(source=str(root / "faces"), output=original, shard_size=10, num_workers=1))
     protect.run(protect.ProtectConfig(input=original, output=protected, weights=weights, seed=5, mask_ratio=0.6, num_workers=1))
     recognizer, output = [str(write_recognizer(root / "alpha.onnx", 0))], root / "leakage"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from facemae.protection import create_protection
 from facemae.protection.facemae import TILE, FaceMaeProtection
 
 # the real widths, since a GEMM chooses its kernels by them; fewer layers, for speed
-FIELDS = {"encoder_depth": 2, "decoder_depth": 1}
+FIELDS: dict[str, Any] = {"encoder_depth": 2, "decoder_depth": 1}
 NUM_PICTURES = 37
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
@@ -26,7 +27,7 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights")
-    model = timm.create_model("facemae_tiny_patch16_112", **FIELDS)
+    model: Any = timm.create_model("facemae_tiny_patch16_112", **FIELDS)
     for parameter in model.parameters():  # as if trained: no bias is zero, no norm the identity
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(folder)

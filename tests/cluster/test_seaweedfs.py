@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.seaweedfs import Endpoint, seaweedfs
+from cluster.seaweedfs import Endpoint, _free_ports, seaweedfs
 from cluster.store import StoreError, open_store
 
 pytestmark = pytest.mark.s3
@@ -86,11 +87,33 @@ def test_without_the_program_the_error_names_the_package(tmp_path: Path, monkeyp
     assert caught.value.fatal
 
 
+@pytest.mark.parametrize("taken", [0, 3], ids=["s3", "filer"])
+def test_a_port_taken_in_the_last_moment_costs_a_second_start(taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = _free_ports(5)
+    tries = iter([first, _free_ports(5)])
+    monkeypatch.setattr("cluster.seaweedfs._free_ports", lambda count: next(tries))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first[taken]))
+        other.listen()  # and never answers
+        with seaweedfs(tmp_path / "data") as endpoint:
+            assert endpoint.process.poll() is None
+            assert f":{first[0]}" not in endpoint.url
+    assert next(tries, None) is None
+
+
+def test_ports_are_outside_what_ray_and_outgoing_connections_take():
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [port for _ in range(20) for port in _free_ports(5)]
+    assert all(port >= 20000 and port + 10000 < 32768 for port in ports)
+    if low >= 32768:
+        assert max(ports) + 10000 < low
+
+
 def test_a_server_that_cannot_start_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "weed"
     program.write_text("#!/bin/sh\necho cannot >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(StoreError, match=r"weed\.log"), seaweedfs(tmp_path / "data"):
+    with pytest.raises(StoreError, match=r"4 times, the last with exit status 1; .*weed\.log"), seaweedfs(tmp_path / "data"):
         pass
     assert b"cannot" in (tmp_path / "data" / "weed.log").read_bytes()

@@ -23,15 +23,16 @@ $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the locked dependencies into $(VENV): 8 GB with the CUDA libraries, 2 to 5 minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/facemae demo
 
+# two processes, a file in one: most tests wait for a server or for Ray. Those of `make faults` measure time and run alone
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not scale"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale"
 
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults tests/infra tests/jobs/test_secrets.py tests/cluster/test_protect.py --kills 24 --faults-report faults.json

@@ -25,7 +25,7 @@ import pytest
 from tests.faults.check import Snapshot, Tally, compare
 
 _COLUMNS = ("objects", "samples", "lost", "doubled", "torn", "changed", "strays", "wrong")
-_CASES = pytest.StashKey[list["Case"]]()
+_PROPERTY = "fault case"
 
 
 @dataclass
@@ -104,29 +104,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-report", metavar="FILE", help="write what the fault cases did and found to FILE as JSON")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_CASES] = []
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Hand the case's row on with the test's report, which reaches the summary from other processes (pytest-xdist) too."""
     report = yield
     case = getattr(item, "funcargs", {}).get("fault_case")
-    if case is not None and report.when == "call":
+    if case is not None and (report.when == "call" or report.failed):
         case.result, case.seconds = report.outcome, report.duration
+        report.user_properties.append((_PROPERTY, case.row()))
     return report
 
 
 @pytest.fixture
 def fault_case(request: pytest.FixtureRequest) -> Case:
     """The line of the report that belongs to this test."""
-    case = Case(request.node.nodeid.rpartition("/")[2])
-    request.config.stash[_CASES].append(case)
-    return case
+    return Case(request.node.nodeid.rpartition("/")[2])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = [case.row() for case in config.stash[_CASES]]
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [pair for report in reports for pair in getattr(report, "user_properties", ())]
+    rows = sorted((value for name, value in properties if name == _PROPERTY), key=lambda row: row["case"])
     if rows:
         terminalreporter.section("faults")
         terminalreporter.write_line(table(rows))

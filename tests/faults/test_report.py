@@ -32,14 +32,16 @@ def test_other():
 """
 
 
-def test_a_table_and_a_file(tmp_path: Path):
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two processes"])
+def test_a_table_and_a_file(tmp_path: Path, processes: list[str]):
     (tmp_path / "test_cases.py").write_text(CASES)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.faults.report", "-p", "no:cacheprovider", "--faults-report", "out.json", "."]
+    plugins = ["-p", "tests.faults.report", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--faults-report", "out.json", *processes, "."]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     report = json.loads((tmp_path / "out.json").read_text())
-    good, bad = report["cases"]
+    bad, good = report["cases"]
     assert (good["seed"], good["faults"], good["kills"]) == (7, {"kill raylet": 2, "kill-within": 1, "short-within": 1}, 3)
     assert (good["result"], bad["result"]) == ("passed", "failed")
     assert (bad["lost"], bad["strays"], bad["torn"]) == (1, 1, 2)

@@ -19,7 +19,9 @@ from typing import Any
 from cluster.store import StoreError
 
 START_SECONDS = 30
+"""Within which a server must answer."""
 ATTEMPTS = 4
+"""Times that a server is started which ends before it answers."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,27 @@ class Endpoint:
 
     def create_bucket(self, name: str) -> None:
         """Make a bucket."""
+        self._client().create_bucket(Bucket=name)
+
+    def ready(self) -> bool:
+        """Whether the server makes a bucket: one short try, since what answers at its port may be another program that never does."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = self._client(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        try:
+            client.create_bucket(
+                Bucket=f"ready-{secrets.token_hex(4)}"
+            )  # a new one each time: the last may exist although its answer was late
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    def _client(self, **options: Any) -> Any:
         import boto3
         from botocore.config import Config
 
         keys = {"aws_access_key_id": self.access_key, "aws_secret_access_key": self.secret_key, "region_name": "us-east-1"}
-        # one short try: at start the caller asks again, and what answers may not be our server
-        options = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5)
-        boto3.client("s3", endpoint_url=self.url, config=options, **keys).create_bucket(Bucket=name)
+        return boto3.client("s3", endpoint_url=self.url, config=Config(s3={"addressing_style": "path"}, **options), **keys)
 
 
 @contextlib.contextmanager
@@ -109,15 +125,11 @@ def _start(command: list[str], log: Path, access_key: str, secret_key: str) -> E
 
 def _serves(endpoint: Endpoint) -> bool:
     """Wait until the server makes buckets; False where it ended before or START_SECONDS are over."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and endpoint.process.poll() is None:
-        try:
-            endpoint.create_bucket(f"ready-{secrets.token_hex(4)}")  # a new one each time: the last may exist although its answer was late
+        if endpoint.ready():
             return True
-        except (BotoCoreError, ClientError):
-            time.sleep(0.2)
+        time.sleep(0.2)
     return False
 
 

@@ -109,7 +109,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Hand the case's row on with the test's report, which reaches the summary from other processes (pytest-xdist) too."""
     report = yield
     case = getattr(item, "funcargs", {}).get("fault_case")
-    if case is not None and (report.when == "call" or report.failed):
+    if case is not None and (report.when == "call" or (report.when == "setup" and report.failed)):
         case.result, case.seconds = report.outcome, report.duration
         report.user_properties.append((_PROPERTY, case.row()))
     return report

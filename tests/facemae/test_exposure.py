@@ -13,14 +13,14 @@ images = st.lists(st.tuples(st.integers(1, 3), st.sampled_from([0.1, 0.5, 0.5000
 
 def exposure(rows: list[tuple[int, float]], part: np.ndarray) -> Exposure:
     ranks, similarities = (np.array([rows[row][item] for row in part]) for item in (0, 1))
-    return Exposure.of([f"k{row:02d}" for row in part], part // 3, ranks, similarities)
+    return Exposure.of([f"k{row:02d}" for row in part], -(part // 3), ranks, similarities)
 
 
 @given(images, st.lists(st.integers(0, 60), max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_the_top_of_a_sort(rows: list[tuple[int, float]], cuts: list[int]) -> None:
     everybody = np.arange(len(rows))
-    expected = sorted((-score, f"k{row:02d}", row // 3) for row, (rank, score) in enumerate(rows) if rank == 1)[:20]
+    expected = sorted((-score, f"k{row:02d}", -(row // 3)) for row, (rank, score) in enumerate(rows) if rank == 1)[:20]
     whole = exposure(rows, everybody)
     assert [(-row.similarity, row.key, row.identity) for row in whole.rows] == expected
     parts = np.split(everybody[::-1], np.minimum(sorted(cuts), len(rows)))

@@ -50,6 +50,13 @@ def test_ties_count_for_the_attacker(mates: list[float], impostors: list[float])
     assert first["tar"] >= exact_tar(np.array(mates), np.array(impostors), 0.1) - 1e-12
 
 
+def test_the_threshold_is_the_first_impostor_to_refuse() -> None:
+    impostors = np.zeros(NUM_BINS, np.int64)
+    impostors[990 - 10 * np.arange(100)] = 1  # of a hundred, ten may pass: the eleventh lies in bin 890
+    first = linking(np.ones(NUM_BINS, np.int64), impostors)[0]
+    assert first == {"far": 0.1, "tar": 0.11, "threshold": pytest.approx(-1 + 890 * 0.002)}
+
+
 def test_equal_similarities_accept_all() -> None:
     same = histogram(np.full(5000, 0.3))
     assert [row["tar"] for row in linking(same, same)[:2]] == [1.0, 1.0]

@@ -7,7 +7,7 @@ Embeddings go from the store to the task and nowhere else; the driver sees the m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -102,41 +102,53 @@ def fit_adaptive(
         raise GalleryError(f"the adaptive attacker's fit died ({error}): give it memory, or fewer pairs than {max_pairs}") from None
 
 
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Protected and original unit rows, float16 (N, D), and labels, int64 (N,)."""
+
+
 def _fit(urls: tuple[str, str], dim: int, seed: int, max_pairs: int, rekey: tuple[str, str] | None) -> tuple[bytes, dict[str, Any]]:
     """The task."""
     new_key = KeyMap(*rekey) if rekey else None
-    protected, originals = np.empty((0, dim), np.float16), np.empty((0, dim), np.float16)
-    parts, read = [(protected, originals, np.empty(0, np.int64))], 0
+    parts, found = [_nothing(dim)], 0
     with closing(_pairs(urls, dim, seed, new_key)) as shards:
-        while (room := max_pairs - sum(len(part[2]) for part in parts)) > 0 and (part := next(shards, None)):
-            parts.append((part[0][:room], part[1][:room], part[2][:room]))
-            read += 1
+        while found < max_pairs and (part := next(shards, None)):
+            parts.append((part[0][: max_pairs - found], part[1][: max_pairs - found], part[2][: max_pairs - found]))
+            found += len(parts[-1][2])
     protected, originals, identities = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    counts = {"pairs": found, "identities": len(np.unique(identities)), "shards": len(parts) - 1}
     parts.clear()
-    maps = fit_maps(protected, originals, identities, seed)
+    try:
+        maps = fit_maps(protected, originals, identities, seed)
+    except AdaptiveError as error:
+        raise GalleryError(f"no adaptive attacker for {urls[0]}: {error}") from None
     data = maps.to_bytes()
-    counts = {"pairs": len(identities), "identities": len(np.unique(identities)), "shards": read}
     return data, {"seed": seed, "max_pairs": max_pairs, **counts, "sha256": sha256_hex(data), "maps": list(maps.fitted)}
 
 
-def _pairs(urls: tuple[str, str], dim: int, seed: int, new_key: KeyMap | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Shard for shard, in an order that depends on the seed and the names alone: protected and original rows (N, D) and labels (N,)."""
+def _pairs(urls: tuple[str, str], dim: int, seed: int, new_key: KeyMap | None) -> Generator[Rows, None, None]:
+    """Shard for shard, in an order that depends on the seed and the names alone."""
     protected, originals = (Dataset(url, ".parquet") for url in urls)
-
-    def read(shard: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        try:
-            queries, gallery = embeddings_of(protected, shard), embeddings_of(originals, shard)
-        except ShardError as error:
-            raise GalleryError(f"{urls[0]} or {urls[1]}, shard {shard}: {error}") from None
-        places = places_of(queries, gallery, shard, new_key)
-        queries, places = take(queries, places >= 0), places[places >= 0]
-        if not len(places):
-            return np.empty((0, dim), np.float16), np.empty((0, dim), np.float16), np.empty(0, np.int64)
-        found = gallery.vectors[places]
-        require_unit_rows(queries.vectors, dim, f"{urls[0]}, shard {shard}")
-        require_unit_rows(found, dim, f"{urls[1]}, shard {shard}")
-        return queries.vectors, found, queries.identities
-
     order = sorted(protected.names(), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        yield from ahead_map(pool, read, order, READ_AHEAD)
+        yield from ahead_map(pool, lambda shard: _read(protected, originals, shard, dim, new_key), order, READ_AHEAD)
+
+
+def _read(protected: Dataset, originals: Dataset, shard: str, dim: int, new_key: KeyMap | None) -> Rows:
+    """The pairs of one shard. Raises GalleryError, naming it."""
+    try:
+        queries = embeddings_of(protected, shard)
+        gallery = embeddings_of(originals, shard) if len(queries) else queries
+    except ShardError as error:
+        raise GalleryError(f"shard {shard} of {protected.url} or {originals.url}: {error}") from None
+    places = places_of(queries, gallery, shard, new_key)
+    queries, places = take(queries, places >= 0), places[places >= 0]
+    if not len(places):
+        return _nothing(dim)
+    found = gallery.vectors[places]
+    require_unit_rows(queries.vectors, dim, f"{protected.url}, shard {shard}")
+    require_unit_rows(found, dim, f"{originals.url}, shard {shard}")
+    return queries.vectors, found, queries.identities
+
+
+def _nothing(dim: int) -> Rows:
+    return np.empty((0, dim), np.float16), np.empty((0, dim), np.float16), np.empty(0, np.int64)

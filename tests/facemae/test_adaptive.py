@@ -189,6 +189,21 @@ def test_the_sums_are_exact() -> None:
         assert found.tobytes() == np.array([value / length for value in scaled]).astype(np.float16).tobytes()
 
 
+def test_the_order_of_the_sums_does_not_matter_at_full_size() -> None:
+    """The same map with its coordinates and hidden units in another order; all of one sign, so that the sums are as large as they get."""
+    rng = np.random.default_rng(4)
+    tensors = {name: np.abs(tensor) for name, tensor in random_map(6, width=4096, dim=512).tensors.items()}
+    rows = unit_rows(np.abs(rng.standard_normal((40, 512))))
+    here, there = rng.permutation(512), rng.permutation(4096)
+    turned = {"linear": tensors["linear"][here], "offset": tensors["offset"], "hidden": tensors["hidden"][here][:, there]}
+    turned |= {"bias": tensors["bias"][there], "out": tensors["out"][there]}
+    assert AdaptiveMap(512, turned)(rows[:, here]).tobytes() == AdaptiveMap(512, tensors)(rows).tobytes()
+    x, wide = rows.astype(np.float64), {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    rounded = np.rint(np.maximum(x @ wide["hidden"] + wide["bias"], 0) / GRID) * GRID
+    for left, right, order in ((x, wide["linear"], here), (x, wide["hidden"], here), (rounded, wide["out"], there)):
+        assert (left @ right).tobytes() == (left[:, order] @ right[order]).tobytes()
+
+
 def test_a_map_is_what_its_formula_says() -> None:
     rng = np.random.default_rng(2)
     wide = {"linear": rng.standard_normal((DIM, DIM)), "offset": rng.standard_normal(DIM), "hidden": rng.standard_normal((DIM, 9))}

@@ -110,16 +110,21 @@ class AdaptiveMap:
         return np.concatenate([self._block(rows[start : start + _BLOCK_ROWS]) for start in range(0, len(rows), _BLOCK_ROWS)])
 
     def _block(self, rows: np.ndarray) -> np.ndarray:
+        estimates = self.estimates(rows)
+        top = np.abs(estimates).max(axis=1, keepdims=True)
+        estimates = _on_grid(estimates / np.where(top > 0, top, 1), _UNIT_GRID)  # at most 1: squares of 2^-40, their sum below 2^12: exact
+        length = np.sqrt(np.einsum("nd,nd->n", estimates, estimates))[:, None]
+        return np.where(top > 0, estimates / np.where(top > 0, length, 1), rows).astype(np.float16)
+
+    def estimates(self, rows: np.ndarray) -> np.ndarray:
+        """x W + c + relu(x U + b) V before it is brought to unit length: float16 (N, D) -> float64 (N, D), not for the identity."""
         wide = {name: tensor.astype(np.float64) for name, tensor in self.tensors.items()}
         x = rows.astype(np.float64)  # multiples of 2^-24, so x W of 2^-46 and, with rows and columns of length 1, below 2: exact
-        mapped = x @ wide["linear"] + wide["offset"]
-        if "hidden" in wide:  # values up to 2 on the grid, so rows up to 2^7 long, and products of 2^-44: exact
-            hidden = _on_grid(np.maximum(x @ wide["hidden"] + wide["bias"], 0), GRID)
-            mapped = mapped + hidden @ wide["out"]
-        top = np.abs(mapped).max(axis=1, keepdims=True)
-        mapped = _on_grid(mapped / np.where(top > 0, top, 1), _UNIT_GRID)  # the largest is 1: squares of 2^-40, their sum below 2^12
-        length = np.sqrt(np.einsum("nd,nd->n", mapped, mapped))[:, None]
-        return np.where(top > 0, mapped / np.where(top > 0, length, 1), x).astype(np.float16)
+        linear = x @ wide["linear"] + wide["offset"]
+        if "hidden" not in wide:
+            return linear
+        hidden = _on_grid(np.maximum(x @ wide["hidden"] + wide["bias"], 0), GRID)
+        return linear + hidden @ wide["out"]  # hidden rows are up to 2^7 long, the products multiples of 2^-44: exact
 
 
 def _length(tensor: np.ndarray) -> float:

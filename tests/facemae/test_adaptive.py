@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from facemae import adaptive_fit
 from facemae.adaptive import GRID, AdaptiveError, AdaptiveMap, AdaptiveMaps, half
 from facemae.adaptive_fit import MIN_IDENTITIES, fit_maps
+from facemae.adaptive_network import TEMPERATURE, contrast
 from facemae.adaptive_ridge import Moments, Settings
 
 DIM = 24
@@ -198,10 +199,18 @@ def test_the_order_of_the_sums_does_not_matter_at_full_size() -> None:
     turned = {"linear": tensors["linear"][here], "offset": tensors["offset"], "hidden": tensors["hidden"][here][:, there]}
     turned |= {"bias": tensors["bias"][there], "out": tensors["out"][there]}
     assert AdaptiveMap(512, turned)(rows[:, here]).tobytes() == AdaptiveMap(512, tensors)(rows).tobytes()
-    x, wide = rows.astype(np.float64), {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    rounded = np.rint(np.maximum(x @ wide["hidden"] + wide["bias"], 0) / GRID) * GRID
-    for left, right, order in ((x, wide["linear"], here), (x, wide["hidden"], here), (rounded, wide["out"], there)):
-        assert (left @ right).tobytes() == (left[:, order] @ right[order]).tobytes()
+    assert AdaptiveMap(512, turned).estimates(rows[:, here]).tobytes() == AdaptiveMap(512, tensors).estimates(rows).tobytes()
+
+
+def test_contrast_is_the_cross_entropy_among_other_people() -> None:
+    estimates, originals = (torch.from_numpy(faces(people=6, images=1, seed=seed)[0]).double() for seed in (0, 1))
+    identities = torch.tensor([1, 1, 2, 3, 4, 4])
+    scores = np.exp((estimates / estimates.norm(dim=1, keepdim=True) @ originals.T).numpy() / TEMPERATURE)
+    expected = 0.0
+    for row in range(6):
+        rivals = [column for column in range(6) if column == row or identities[column] != identities[row]]
+        expected -= np.log(scores[row, row] / scores[row, rivals].sum()) / 6
+    assert float(contrast(3 * estimates, originals, identities)) == pytest.approx(expected)
 
 
 def test_a_map_is_what_its_formula_says() -> None:

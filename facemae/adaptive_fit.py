@@ -27,6 +27,9 @@ MAX_HELD_OUT = 4000
 FEW_IMAGES = 200
 """Below as many held-out images the mean order decides, since CMC@1 moves in steps that are too coarse."""
 
+STRENGTHS = (0.1, 0.3, 1.0)
+"""How much of the network's part is added: with few pairs it overfits, and a little of it is better than all or nothing."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -53,21 +56,23 @@ class Trial:
         cmc1: share of the held-out protected images whose own original is the nearest of the held-out originals; ties count.
         order: mean share of the other originals that are no nearer than the own one: 0.5 is guessing.
         settings: of its linear part; None for the identity.
+        strength: of its network; 0 without one.
     """
 
     map: AdaptiveMap
     cmc1: float
     order: float
     settings: Settings | None = None
+    strength: float = 0.0
 
     @classmethod
-    def of(cls, one: AdaptiveMap, held: Pairs, settings: Settings | None = None) -> Trial:
+    def of(cls, one: AdaptiveMap, held: Pairs, settings: Settings | None = None, strength: float = 0.0) -> Trial:
         """Search the protected images among the originals."""
         queries, gallery = torch.from_numpy(one(held.protected)).float(), torch.from_numpy(held.originals).float()
         scores = queries @ gallery.T
         nearer = (scores > scores.diagonal()[:, None]).sum(1).double()
         cmc1, order = (nearer == 0).double().mean(), 1 - nearer.mean() / max(len(held) - 1, 1)
-        return cls(one, round(float(cmc1), 6), round(float(order), 6), settings)
+        return cls(one, round(float(cmc1), 6), round(float(order), 6), settings, strength)
 
 
 def fit_maps(protected: np.ndarray, originals: np.ndarray, identities: np.ndarray, seed: int) -> AdaptiveMaps:
@@ -130,7 +135,12 @@ def _fit(pairs: Pairs, seed: int) -> tuple[AdaptiveMap, dict[str, Any]]:
     trials = _trials(pairs.take(~held_rows), held, few, seed)
     best = _best(trials, few)
     figures = {one.map.kind: {"cmc1": one.cmc1, "order": one.order} for one in trials}
-    said |= {"kind": best.map.kind, "ridge": str(trials[1].settings), "chosen_by": "order" if few else "cmc1"}
+    said |= {
+        "kind": best.map.kind,
+        "ridge": str(trials[1].settings),
+        "strength": trials[2].strength,
+        "chosen_by": "order" if few else "cmc1",
+    }
     return _again(best, pairs, seed), {**said, "held_out": {"images": len(held), **figures}}
 
 
@@ -138,8 +148,17 @@ def _trials(seen: Pairs, held: Pairs, few: bool, seed: int) -> list[Trial]:
     """The identity, the best of the ridges, and a network on that."""
     dim, moments = seen.protected.shape[1], Moments.of(seen.protected, seen.originals)
     ridge = _best([Trial.of(AdaptiveMap.of(dim, moments.ridge(settings)), held, settings) for settings in SETTINGS], few)
-    network = add_network(ridge.map.tensors, seen.protected, seen.originals, seen.identities, seed)
-    return [Trial.of(AdaptiveMap(dim, {}), held), ridge, Trial.of(AdaptiveMap.of(dim, network), held, ridge.settings)]
+    network = _network(ridge.map, seen, seed)
+    networks = [Trial.of(_weakened(network, strength), held, ridge.settings, strength) for strength in STRENGTHS]
+    return [Trial.of(AdaptiveMap(dim, {}), held), ridge, _best(networks, few)]
+
+
+def _network(ridge: AdaptiveMap, pairs: Pairs, seed: int) -> dict[str, np.ndarray]:
+    return add_network(ridge.tensors, pairs.protected, pairs.originals, pairs.identities, seed)
+
+
+def _weakened(network: dict[str, np.ndarray], strength: float) -> AdaptiveMap:
+    return AdaptiveMap.of(len(network["offset"]), {**network, "out": strength * network["out"]})
 
 
 def _best(trials: list[Trial], few: bool) -> Trial:
@@ -152,9 +171,7 @@ def _again(best: Trial, pairs: Pairs, seed: int) -> AdaptiveMap:
     if best.settings is None:
         return best.map
     ridge = AdaptiveMap.of(best.map.dim, Moments.of(pairs.protected, pairs.originals).ridge(best.settings))
-    if best.map.kind == "ridge":
-        return ridge
-    return AdaptiveMap.of(ridge.dim, add_network(ridge.tensors, pairs.protected, pairs.originals, pairs.identities, seed))
+    return _weakened(_network(ridge, pairs, seed), best.strength) if best.strength else ridge
 
 
 def _held_out(identities: np.ndarray, seed: int) -> np.ndarray:

@@ -28,6 +28,7 @@ RARE = re.compile(
     r"|\w+ \w+ .*(attempts|quarantine)/\*"  # records of attempts; nothing was left out of that set
     r"|\w+ GetObject (training|original|protected)/(dataset.json|shards/\*)"  # looked at after the PUT of a large tar, and on a resume
     r"|trainer (GetObject run/(checkpoints|weights)/\*|PutObject run/grids/\*)"  # on a resume; --grid-every
+    r"|measurer (GetObject protected/index.json|PutObject protected/dataset.json)"  # leakage with a limit releases or withholds
     r"|auditor GetObject training/.*"  # the run verifies two of the three sets
 )
 """Grants that the whole run has no occasion to use."""
@@ -66,7 +67,10 @@ def forbidden() -> dict[str, list[Access]]:
         + these(drop, "source/x.jpg"),
         "trainer": keep_originals + these(get, *originals, *embeddings[1:], "protected/dataset.json") + these(put, "training/shards/x.tar"),
         "protector": keep_originals + no_embeddings + these(get, "original/quarantine/x", "run/checkpoints/x") + these(put, weights),
-        "measurer": keep_originals + these(get, weights, "source/x.jpg") + these(put, "protected/shards/x.tar", "training/dataset.json"),
+        "measurer": keep_originals
+        + these(get, weights, "source/x.jpg")
+        + these(put, "protected/shards/x.tar", "training/dataset.json")
+        + these(put, "protected/index.json", "protected/manifests/00000.json", "protected/quarantine/x.parquet"),
         "auditor": write_nothing + these(get, weights, "source/x.jpg"),
         "cleaner": these(put, *every_root) + these(drop, "run/checkpoints/x", "results/x", "source/x.jpg"),
         "publisher": these(get, *originals, *embeddings, "protected/attempts/1.json") + these(put, "protected/shards/x.tar", *embeddings),
@@ -91,6 +95,11 @@ def test_a_policy_is_narrow(role: str) -> None:
             assert all(prefix.rstrip("*") for prefix in statement["Condition"]["StringLike"]["s3:prefix"])
     for access in forbidden()[role]:
         assert not allows(policy, access), access
+
+
+def test_only_protect_and_the_gate_write_what_says_that_a_set_is_released() -> None:
+    writers = {role for role in ROLES if allows(filled_in(role), on("protected/dataset.json", "s3:PutObject"))}
+    assert writers == {"protector", "measurer"}
 
 
 @pytest.mark.parametrize("name", [*ROLES, "lifecycle"])

@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
 from cluster.embedding import Embeddings, read_embeddings
 from cluster.index import Gallery
-from cluster.leakage import read_ranks
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
 from cluster.processor import Processor, Unit
@@ -35,6 +37,17 @@ BATCH_SIZE = 1024
 """Exposed images that go through the rounds together; changes no byte of the output."""
 
 
+class Transform(Protocol):
+    """What an adaptive attacker does to the embeddings of protected images before it searches."""
+
+    def open(self) -> None:
+        """Load it, once a worker."""
+
+    def __call__(self, vectors: np.ndarray, identities: np.ndarray) -> np.ndarray:
+        """Unit rows (N, D) and labels int64 (N,) -> float16 (N, D), unit rows, each a function of its own row and label alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class Attacker:
     """One attacker of the measurement, as a repair asks it. Travels to the workers.
@@ -44,28 +57,30 @@ class Attacker:
         ranks: root of its ranks of the protected images.
         mates: root of its embeddings of the originals.
         gallery: these embeddings, to be searched.
-        transform: what an adaptive attacker does to (vectors, identities) of protected images before the search; None: nothing.
+        transform: of an adaptive attacker.
     """
 
     recognizer: OnnxRecognizer
     ranks: str
     mates: str
     gallery: Gallery
-    transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    transform: Transform | None = None
 
     def exposed(self, shard: str, rank: int) -> set[str]:
         """Keys of the protected images of a shard whose original the measurement has within ``rank``."""
-        data = _read(self.ranks, shard)
-        if not data:  # none of its images has a rank
+        ranks = Dataset(self.ranks, ".parquet")
+        manifest = ranks.committed(shard)
+        if manifest is None or manifest.file is None:  # none of its images has a rank
             return set()
-        rows = read_ranks(data)[0]
-        hits = (rows.rank_image >= 1) & (rows.rank_image <= rank)
-        return {key for key, hit in zip(rows.key, hits, strict=True) if hit}
+        rows = pq.read_table(pa.BufferReader(ranks.read(manifest)), columns=["key", "rank_image"])
+        hits = pc.and_(pc.greater_equal(rows["rank_image"], 1), pc.less_equal(rows["rank_image"], rank))
+        return set(rows.filter(hits)["key"].to_pylist())
 
     def mates_of(self, shard: str) -> Embeddings:
         """The embeddings of a shard of originals."""
-        data = _read(self.mates, shard)
-        return read_embeddings(data) if data else Embeddings([], np.empty(0, np.int64), np.empty((0, self.gallery.dim), np.float16))
+        mates = Dataset(self.mates, ".parquet")
+        data = mates.read(mates.manifest(shard))
+        return read_embeddings(data) if data else Embeddings([], np.empty(0, np.int64), np.empty((0, self.recognizer.dim), np.float16))
 
     def traces(self, pictures: np.ndarray, identities: np.ndarray, mates: np.ndarray, rank: int) -> np.ndarray:
         """Which protected pictures have their original within ``rank``.
@@ -86,7 +101,8 @@ class Attacker:
 
 
 def traced(gallery: Gallery, vectors: np.ndarray, mate_similarity: np.ndarray, rank: int) -> np.ndarray:
-    """Whether fewer than ``rank`` gallery images are strictly more similar than the mate, bool (N,): a tie counts for the attacker."""
+    """Whether fewer than ``rank`` gallery images are strictly more similar than the mate, bool (N,). A tie counts for the attacker, and so
+    does what an approximate search misses."""
     scores, _ = gallery.search(vectors, rank)
     return np.count_nonzero(scores > mate_similarity[:, None], axis=1) < rank
 
@@ -147,6 +163,9 @@ class RepairProcessor(Processor[Unit]):
         self._new_key: Callable[[str], str] = KeyMap(*repair.rekey) if repair.rekey else str
         self._rounds = load_protection(repair.method, repair.options).variants(repair.skip)
         self._attackers = [replace(each, recognizer=each.recognizer.on(repair.device, threads)) for each in repair.attackers]
+        for attacker in self._attackers:
+            if attacker.transform is not None:
+                attacker.transform.open()
         self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> Fetched:
@@ -243,13 +262,6 @@ def _encode(picture: np.ndarray) -> tuple[bytes, np.ndarray]:
     """A picture's JPEG, and what it looks like then."""
     image = encode(picture)
     return image, decode(image)
-
-
-def _read(url: str, shard: str) -> bytes:
-    """A parquet shard of a complete data set; empty where nothing of it could be used, or it never came in."""
-    dataset = Dataset(url, ".parquet")
-    manifest = dataset.committed(shard)
-    return dataset.read(manifest) if manifest else b""
 
 
 def _rows(mates: Embeddings, places: Mapping[str, int], batch: Batch) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import facemae.model  # noqa: F401  # registers the architectures
 from cluster.dataset import Dataset
@@ -24,7 +25,7 @@ from tests.training import initial
 
 RANK = 6
 """Of 32 originals: a gallery so small has hardly anybody at rank 1 by chance."""
-Exposed = set[str]
+PLACES = ("weights", "input", "repair", "output")
 
 
 def samples(root: str) -> dict[str, Sample]:
@@ -42,7 +43,7 @@ def given_up(root: str) -> dict[str, str]:
     return {row.key: row.error for row in rows}
 
 
-def exposed(original: Mapping[str, Sample], protected: Mapping[str, Sample], file: str, rank: int, names: Any = str) -> Exposed:
+def exposed(original: Mapping[str, Sample], protected: Mapping[str, Sample], file: str, rank: int, names: Any = str) -> set[str]:
     """Keys of the protected images whose original is at this rank or better, by sorting every similarity."""
     recognizer = OnnxRecognizer.load(file)
 
@@ -55,13 +56,22 @@ def exposed(original: Mapping[str, Sample], protected: Mapping[str, Sample], fil
     return {key for key, row in zip(protected, scores, strict=True) if np.sum(row > row[places[key]]) < rank}
 
 
+def save_weights(folder: Path, scale: float) -> None:
+    """Untrained weights. Scaled up, their output hangs on the mask: some images are traced with one mask and not with another."""
+    model = initial()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale if weight.ndim > 1 else 1)
+    model.save_pretrained(folder)
+
+
 class World:
-    """Originals, two attackers, and the flags that every run shares."""
+    """Originals, an attacker, and the flags that every run shares."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.original = folder, str(folder / "original")
-        self.files = [str(write_recognizer(folder / f"{name}.onnx", seed)) for seed, name in enumerate(("alpha", "beta"))]
-        initial().save_pretrained(folder / "weights")
+        self.file = str(write_recognizer(folder / "alpha.onnx", 0))
+        save_weights(folder / "weights", 8)
         (folder / "secret").write_text(SECRET)
         ingest.run(ingest.IngestConfig(source="synthetic:ids=8,images=4", output=self.original, shard_size=16, num_workers=1))
 
@@ -72,13 +82,13 @@ class World:
         settings: dict[str, Any] = {"weights": self.path("weights"), "device": "cpu", "num_workers": 1, **options}
         return protect.run(protect.ProtectConfig(input=self.original, output=self.path(output), **settings))
 
-    def measure(self, protected: str, output: str, files: list[str] | None = None, **options: Any) -> dict[str, Any]:
-        roots = {"original": self.original, "protected": self.path(protected), "output": self.path(output)}
-        leakage.run(leakage.LeakageConfig(**roots, recognizer=files or self.files, num_workers=1, **options))
+    def measure(self, protected: str, output: str, rekey: str | None = None) -> dict[str, Any]:
+        roots: dict[str, Any] = {"original": self.original, "protected": self.path(protected), "output": self.path(output)}
+        leakage.run(leakage.LeakageConfig(**roots, recognizer=[self.file], num_workers=1, rekey=rekey))
         return json.loads((self.folder / output / "leakage.json").read_text())
 
-    def repair(self, results: str, output: str, files: list[str] | None = None, **options: Any) -> dict[str, Any]:
-        given = {"repair": self.path(results), "recognizer": files or self.files, "repair_rank": RANK, **options}
+    def repair(self, results: str, output: str, **options: Any) -> dict[str, Any]:
+        given = {"repair": self.path(results), "recognizer": [self.file], "repair_rank": RANK, **options}
         return self.protect(output, **given)
 
     def bytes_of(self, name: str) -> dict[str, str | None]:
@@ -87,29 +97,28 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A protected set, its measurement by two attackers, and the repair of it."""
+    """A protected set, its measurement, and the repair of it."""
     world = World(tmp_path_factory.mktemp("repair"))
     world.protect("protected", seed=5)
     world.measure("protected", "results")
-    world.repair("results", "repaired")
+    world.repair("results", "repaired", num_workers=2)
     return world
 
 
 def test_what_nobody_traces_is_copied_and_what_is_kept_is_traced_by_nobody(world: World) -> None:
     original, before, after = (samples(world.path(name)) for name in ("original", "protected", "repaired"))
-    traced = set[str]().union(*(exposed(original, before, file, RANK) for file in world.files))
+    traced = exposed(original, before, world.file, RANK)
     lost = given_up(world.path("repaired"))
     assert 0 < len(traced) < len(before), "the case has both kinds"
     assert set(after) == set(before) - set(lost)
-    assert set(lost) < traced
+    assert set(lost) < traced, "and some can be protected"
     assert {key: bytes(after[key].image) for key in after if key not in traced} == {
         key: bytes(before[key].image) for key in before if key not in traced
     }
     repaired = traced - set(lost)
     assert all(bytes(after[key].image) != bytes(before[key].image) for key in repaired)
-    assert [key for key in after] == [key for key in before if key in after]
-    for file in world.files:
-        assert exposed(original, after, file, RANK) == set()
+    assert list(after) == [key for key in before if key in after]
+    assert exposed(original, after, world.file, RANK) == set()
     assert all(after[key].identity == before[key].identity for key in after)
 
 
@@ -126,13 +135,11 @@ def test_the_counts_and_the_lineage_tell_what_was_done(world: World) -> None:
     assert (config["repair"]["of"], config["repair"]["rank"], config["repair"]["skip"]) == (measured["lineage"]["fingerprint"], RANK, 0)
     rounds = [(each["seed"], each["mask_ratio"]) for each in config["repair"]["rounds"]]
     assert rounds == [(6, 0.75), (7, 0.75), (8, 0.75), (9, 0.75), (10, 0.8), (11, 0.85), (12, 0.9), (13, 0.95)]
-    assert [each["name"] for each in config["repair"]["attackers"]] == ["alpha", "beta"]
+    assert [each["name"] for each in config["repair"]["attackers"]] == ["alpha"]
     assert verify(world.path("repaired")).ok
 
 
-def test_the_same_bytes_on_two_workers_and_after_an_interruption(world: World) -> None:
-    world.repair("results", "by two", num_workers=2)
-    assert world.bytes_of("by two") == world.bytes_of("repaired")
+def test_the_same_bytes_on_one_worker_after_an_interruption_of_two(world: World) -> None:
     shutil.copytree(world.path("repaired"), world.path("stopped"))
     for name in ("dataset.json", "manifests/00001.json"):
         (Path(world.path("stopped")) / name).unlink()
@@ -143,45 +150,44 @@ def test_the_same_bytes_on_two_workers_and_after_an_interruption(world: World) -
 
 
 def test_a_repaired_set_is_measured_and_repaired_like_any_other(world: World) -> None:
-    report = world.measure("repaired", "results-repaired", world.files[:1])
+    report = world.measure("repaired", "results-repaired")
     curve = report["attackers"][0]["leakage"]["image"]
     assert curve["hits"][RANK - 1] == 0
     assert curve["hits"][9] > 0, "the next repair has something to do"
-    world.repair("results-repaired", "again", world.files[:1], repair_rank=10)
+    world.repair("results-repaired", "again", repair_rank=10)
     config = Dataset(world.path("again")).description()["lineage"]["config"]
     assert (config["repair"]["skip"], config["repair"]["rounds"][0]["seed"]) == (8, 14), "no mask comes twice"
     assert config["repair"]["before"]["of"] == Dataset(world.path("protected")).description()["lineage"]["fingerprint"]
     original, last = samples(world.original), samples(world.path("again"))
-    assert exposed(original, last, world.files[0], 10) == set()
+    assert exposed(original, last, world.file, 10) == set()
     assert verify(world.path("again")).ok
 
 
-def test_new_keys_stay_new(world: World) -> None:
+def test_new_keys_stay_new(long: None, world: World) -> None:
     secret = f"file:{world.path('secret')}"
     world.protect("released", seed=5, rekey=secret)
-    world.measure("released", "results-released", world.files[:1], rekey=secret)
-    world.repair("results-released", "released-repaired", world.files[:1], rekey=secret)
+    world.measure("released", "results-released", rekey=secret)
+    world.repair("results-released", "released-repaired", rekey=secret)
     original, before, after = (samples(world.path(name)) for name in ("original", "released", "released-repaired"))
-    traced = exposed(original, before, world.files[0], RANK, new_key)
+    traced = exposed(original, before, world.file, RANK, new_key)
     assert traced
-    assert exposed(original, after, world.files[0], RANK, new_key) == set()
+    assert exposed(original, after, world.file, RANK, new_key) == set()
     assert set(after) | set(given_up(world.path("released-repaired"))) == set(map(new_key, original))
     assert {key for key in after if bytes(after[key].image) != bytes(before[key].image)} == traced & set(after)
-    assert list(after) == sorted(after)[: len(after)] or len(world.bytes_of("released-repaired")) > 1
     for file in Path(world.path("released-repaired")).rglob("*"):
         data = file.read_bytes() if file.is_file() else b""
         assert [key for key in original if key.encode() in data] == []
         assert world.original.encode() not in data
     with pytest.raises(ValueError, match="were replaced for a release: give --rekey"):
-        world.repair("results-released", "without", world.files[:1])
+        world.repair("results-released", "without")
 
 
-def test_what_has_nothing_to_vary_is_given_up(world: World) -> None:
+def test_what_has_nothing_to_vary_is_given_up(long: None, world: World) -> None:
     world.protect("plain", method="none")
-    world.measure("plain", "results-plain", world.files[:1])
-    summary = world.repair("results-plain", "nothing", world.files[:1], repair_rank=1)
+    world.measure("plain", "results-plain")
+    summary = world.repair("results-plain", "nothing", repair_rank=1)
     lost = given_up(world.path("nothing"))
-    assert set(lost) == exposed(samples(world.original), samples(world.path("plain")), world.files[0], 1)
+    assert set(lost) == exposed(samples(world.original), samples(world.path("plain")), world.file, 1)
     assert len(lost) > 28
     assert set(lost.values()) == {"traced at rank 1 or better, and none has nothing to vary"}
     assert summary["quarantined"] == len(lost)
@@ -194,7 +200,7 @@ def test_what_has_nothing_to_vary_is_given_up(world: World) -> None:
         ({"seed": 6}, "--seed 6, but .* was made with 5: leave --seed out"),
         ({"mask_ratio": 0.5}, "--mask-ratio 0.5, but .* was made with 0.75"),
         ({"method": "none"}, "--method none, but .* was made with facemae"),
-        ({"files": ["alpha.onnx"]}, "--recognizer lacks beta"),
+        ({"recognizer": []}, "--recognizer lacks alpha"),
         ({"repair_rank": 11}, "--repair-rank 11: give 1 to 10"),
         ({"rekey": "file:secret"}, "were not replaced: leave out --rekey"),
         ({"weights": "other"}, "has sha256 .*, the measured set was made with .*: give these"),
@@ -204,21 +210,14 @@ def test_what_has_nothing_to_vary_is_given_up(world: World) -> None:
     ],
 )
 def test_what_does_not_fit_the_measured_set_is_refused(world: World, changes: dict[str, Any], text: str) -> None:
-    import torch
-
     if "weights" in changes and not Path(world.path("other")).exists():
-        model = initial()
-        with torch.no_grad():
-            next(model.parameters()).add_(0.1)
-        model.save_pretrained(Path(world.path("other")))
-    paths = {name: world.path(changes[name]) for name in ("weights", "input", "repair", "output") if name in changes}
-    files = [world.path(name) for name in changes.get("files", ("alpha.onnx", "beta.onnx"))]
-    rest = {name: value for name, value in changes.items() if name not in (*paths, "files", "rekey")}
-    rekey = {"rekey": f"file:{world.path('secret')}"} if "rekey" in changes else {}
+        save_weights(Path(world.path("other")), 2)
     settings: dict[str, Any] = {"input": world.original, "output": world.path("refused"), "repair": world.path("results")}
-    settings |= {"weights": world.path("weights"), "device": "cpu", "num_workers": 1, "recognizer": files}
+    settings |= {"weights": world.path("weights"), "device": "cpu", "num_workers": 1, "recognizer": [world.file]}
+    settings |= {name: world.path(value) if name in PLACES else value for name, value in changes.items()}
+    settings["rekey"] = f"file:{world.path('secret')}" if "rekey" in changes else None
     with pytest.raises((ValueError, RuntimeError), match=text):
-        protect.run(protect.ProtectConfig(**{**settings, **rest, **rekey, **paths}))
+        protect.run(protect.ProtectConfig(**settings))
     assert not (Path(world.path("refused")) / "manifests").exists()
 
 
@@ -228,5 +227,5 @@ def test_a_set_that_changed_since_is_not_repaired(world: World, tmp_path: Path) 
     report = json.loads(file.read_text())
     report["protected"]["fingerprint"] = "other"
     file.write_text(json.dumps(report))
-    with pytest.raises(RuntimeError, match="is no longer what .* measured: run facemae leakage again"):
+    with pytest.raises(RuntimeError, match=r"is no longer what .* measured: run facemae leakage again"):
         world.repair(str(tmp_path / "results"), "refused")

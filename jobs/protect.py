@@ -59,6 +59,8 @@ def run(config: ProtectConfig) -> dict[str, Any]:
     """Protect or repair, and return the summary that is printed."""
     if config.repair is not None:
         return repair(config, config.repair)
+    if config.recognizer:
+        raise ValueError("--recognizer names the attackers of a --repair: give that too, or leave it out")
     require_apart(config.input, config.output)
     source, output = Dataset(config.input), Dataset(config.output)
     units, parent = input_units(source)

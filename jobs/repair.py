@@ -101,11 +101,17 @@ def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRe
 def _attackers(
     config: ProtectConfig, measurement: Measurement, recognizers: Sequence[OnnxRecognizer], galleries: ExitStack
 ) -> Iterator[Attacker]:
-    """Every attacker of the measurement, with its gallery."""
+    """Every attacker of the measurement, with its gallery. Raises ValueError for one that cannot be asked again: a repair that is checked
+    by fewer attackers than measured would pass what the others trace."""
+    held = dict[str, tuple[str, Gallery]]()
     for part, recognizer in zip(measurement.attackers, recognizers, strict=True):
-        originals = EmbeddedSet.open(config.input, recognizer.name)
-        gallery = galleries.enter_context(Gallery(originals.dataset, recognizer.dim))
-        yield Attacker(recognizer, measurement.ranks(part).url, originals.dataset.url, gallery)
+        if recognizer.sha256 not in held:  # an adaptive attacker searches the same originals as the network it is made of
+            originals = EmbeddedSet.open(config.input, part["recognizer"]["name"]).dataset
+            held[recognizer.sha256] = originals.url, galleries.enter_context(Gallery(originals, recognizer.dim))
+        ranks = measurement.ranks(part)
+        if ranks.description()["lineage"]["config"].get("adaptive"):
+            raise ValueError(f"{ranks.url} is of an adaptive attacker, and a repair takes none: measure without it, repair, then with it")
+        yield Attacker(recognizer, ranks.url, *held[recognizer.sha256])
 
 
 def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str, Any], attackers: Sequence[Attacker]) -> Repair:

@@ -28,6 +28,7 @@ from typing import Any
 import pydantic
 
 from cluster.attempt import Attempt
+from cluster.release import carried
 from cluster.shard import Rejected, ShardError, read_ledger, sha256_hex, write_ledger
 from cluster.store import AlreadyExists, NotFound, Store, StoreError, join_url, open_store
 
@@ -233,11 +234,16 @@ class Dataset:
 
     def finish(self, kind: str, lineage: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
         """Write index.json and then dataset.json from the manifests. Returns the latter's content, which holds no time or attempt:
-        the same work gives the same dataset.json."""
-        self.store.put("index.json", index_of(manifests))
-        description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "released": False, "lineage": dict(lineage)}
+        the same work gives the same dataset.json. A release that was granted to these very shards stays."""
+        index = index_of(manifests)
+        self.store.put("index.json", index)
+        description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "lineage": dict(lineage)}
+        return self.describe({**description, **carried(self.store, description, index)})
+
+    def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """Write dataset.json. Returns its content."""
         self.store.put("dataset.json", _json_bytes(description))
-        return description
+        return dict(description)
 
     def description(self) -> dict[str, Any]:
         """The content of dataset.json.

@@ -1,0 +1,149 @@
+"""Bytes a query costs between machines, counted: our routing beside a row-sharded index that every query is sent to.
+
+    python -m benchmarks.traffic [--images 200000 --queries 5000 --dim 512] [--shards 4 16 64] [--output benchmarks/out]
+
+Both hold the same inverted lists and probe as many cells, the fewest that find the nearest of 99 % of the queries, so both see the same
+images and have the same recall. *Routed* (ours): a shard owns whole cells, neighbours together, as many images as the others; a query goes
+to the owners of the cells that it probes, with their numbers. *Broadcast*: each shard holds every n-th image; each query goes to all, and
+each answers with its k best. *Scattered* is routed with cells dealt out at random: what the order of the cells is worth. Counted is the
+payload: vectors in half precision, probe lists, thresholds; scores, numbers, counts. Protocols add to each alike, by message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from benchmarks.machine import ROOT, machine
+from benchmarks.synthetic_embeddings import SyntheticEmbeddings
+from cluster.quantizer import Quantizer, cut
+
+SHARD = 10_000
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is sent for one query to one shard, and what comes back.
+
+    Attributes:
+        dim: of the vector, 2 bytes each.
+        k: neighbours, a float32 score and an int64 number each.
+        thresholds: float32 there, an int64 count of the nearer ones back.
+    """
+
+    dim: int = 512
+    k: int = 11
+    thresholds: int = 2
+
+    @property
+    def there(self) -> int:
+        """Bytes of the query without its probe list: its place in the batch (int32), vector, thresholds."""
+        return 4 + 2 * self.dim + 4 * self.thresholds
+
+    @property
+    def back(self) -> int:
+        """Bytes of one shard's answer: scores and numbers, counts, and how many images it saw (int64)."""
+        return 12 * self.k + 8 * self.thresholds + 8
+
+
+PROBE = 4
+"""Bytes of a cell's number."""
+
+
+def routed_bytes(cells: np.ndarray, owners: np.ndarray, message: Message) -> np.ndarray:
+    """Bytes of each query when only owners of its cells are asked.
+
+    Args:
+        cells: int (Q, P), what each query probes, no cell twice.
+        owners: int (C,), the shard of each cell.
+
+    Returns:
+        int64 (Q,).
+    """
+    asked = np.sort(owners[cells], axis=1)
+    num_asked = 1 + np.count_nonzero(np.diff(asked, axis=1), axis=1)
+    return num_asked * (message.there + message.back) + PROBE * cells.shape[1]
+
+
+def broadcast_bytes(num_shards: int, message: Message) -> int:
+    """Bytes of a query that every shard answers; each finds the cells by itself."""
+    return num_shards * (message.there + message.back)
+
+
+def main() -> None:
+    """Count, print the table, write the JSON and the Markdown."""
+    arguments = _arguments()
+    cells, sizes, recall = _probed(arguments)
+    message, rng = Message(arguments.dim), np.random.default_rng(0)
+    rows = []
+    for num_shards in arguments.shards:
+        owners = cut(sizes, num_shards)
+        routed, scattered = (float(routed_bytes(cells, of, message).mean()) for of in (owners, rng.permutation(owners)))
+        loads = np.bincount(owners, sizes, num_shards)
+        everywhere = broadcast_bytes(num_shards, message)
+        rows.append({"shards": num_shards, "routed": routed, "scattered": scattered, "broadcast": everywhere})
+        rows[-1] |= {"broadcast / routed": everywhere / routed, "largest shard / mean": float(loads.max() / loads.mean())}
+    text = table(rows)
+    print(f"{arguments.images:,} images, {len(sizes)} cells, {cells.shape[1]} probed, recall@1 {recall:.4f}\n{text}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.traffic", *sys.argv[1:]])}
+    content |= {"cells": len(sizes), "probed": cells.shape[1], "recall": recall, "message": asdict(message), "rows": rows}
+    (arguments.output / "traffic.json").write_text(json.dumps(content, indent=1) + "\n")
+    (arguments.output / "traffic.md").write_text(text + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--queries", type=int, default=5_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--cells", type=int, default=0, help="0: 4 sqrt(images)")
+    parser.add_argument("--recall", type=float, default=0.99)
+    parser.add_argument("--shards", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "out")
+    return parser.parse_args()
+
+
+def _probed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, float]:
+    """The cells that each query probes (Q, P), the number of images in each cell (C,), and the recall@1 of so many."""
+    gallery, queries = _embeddings(arguments)
+    num_cells = arguments.cells or round(4 * len(gallery) ** 0.5)
+    sample = np.random.default_rng(0).permutation(len(gallery))[: 64 * num_cells]
+    centroids = Quantizer.train(gallery[np.sort(sample)], num_cells, num_parts=1).centroids.astype(np.float32)
+    homes = faiss.knn(gallery, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0]
+    nearest = faiss.knn(queries, gallery, 1, metric=faiss.METRIC_INNER_PRODUCT)[1][:, 0]
+    # the nearest is found when its cell is among those probed: the cell's place in the query's order of cells is how many that takes
+    order = np.argsort(-(queries @ centroids.T), axis=1, kind="stable")
+    needed = 1 + np.argmax(order == homes[nearest][:, None], axis=1)
+    nprobe = int(np.quantile(needed, arguments.recall, method="inverted_cdf"))
+    return order[:, :nprobe], np.bincount(homes, minlength=num_cells), float(np.mean(needed <= nprobe))
+
+
+def _embeddings(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    source = SyntheticEmbeddings(dim=arguments.dim, leak=0.5)
+    sizes = [min(SHARD, arguments.images - start) for start in range(0, arguments.images, SHARD)]
+    shards = [source.originals(number, size) for number, size in enumerate(sizes)]
+    wanted = -(-arguments.queries // len(shards))
+    queries = np.concatenate([source.protected(number, shard)[0][:wanted] for number, shard in enumerate(shards)])
+    return np.concatenate(shards).astype(np.float32), queries[: arguments.queries].astype(np.float32)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| shards | routed B/query | scattered B/query | broadcast B/query | broadcast / routed | largest shard / mean |"]
+    lines.append("| --- " * 6 + "|")
+    for row in rows:
+        figures = " | ".join(f"{row[name]:,.0f}" for name in ("routed", "scattered", "broadcast"))
+        lines.append(f"| {row['shards']} | {figures} | {row['broadcast / routed']:.1f} | {row['largest shard / mean']:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,21 +1,56 @@
-"""Embedding shards written as `facemae embed` commits them, for benchmarks whose embeddings are made up."""
+"""Galleries of made-up embeddings for the benchmarks, and queries for them: images of the same people that were held out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
+from facemae.synthetic_embeddings import SyntheticEmbeddings
+
+IMAGES_EACH = 20
+WITHIN = 0.35
+"""Mean cosine of two images of a person: at 0.4 the nearest is nearly always in the first cell probed, at 0.3 anywhere."""
+SHARD_PEOPLE = 500
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A gallery and queries.
+
+    Attributes:
+        gallery: shards, float16 (n, D) unit rows, IMAGES_EACH rows a person.
+        queries: float16 (Q, D) unit rows.
+    """
+
+    gallery: Sequence[np.ndarray]
+    queries: np.ndarray
+
+    @classmethod
+    def make(cls, images: int, queries: int, dim: int, within: float, seed: int = 0) -> HeldOut:
+        """About ``images`` images (a whole number of people), and ``queries`` further ones of people spread over all of them. The smaller
+        ``within``, the mean cosine of two images of a person, the more cells a query's nearest may be in."""
+        people = -(-images // IMAGES_EACH)
+        spare = -(-queries // people)
+        source = SyntheticEmbeddings(people, IMAGES_EACH + spare, dim, within=within, shard_identities=SHARD_PEOPLE, seed=seed)
+        gallery, held = list[np.ndarray](), list[np.ndarray]()
+        for number in range(source.num_shards):
+            rows = source.shard(number).originals.reshape(-1, IMAGES_EACH + spare, dim)
+            gallery.append(rows[:, :IMAGES_EACH].reshape(-1, dim))
+            held.append(rows[:, IMAGES_EACH:].reshape(-1, dim))
+        chosen = np.random.default_rng(seed).permutation(people * spare)[:queries]
+        return cls(gallery, np.concatenate(held)[chosen])
 
 
 def write_shards(url: str, shards: Sequence[np.ndarray]) -> Dataset:
-    """Commit (N, dim) float16 shards, 20 rows a person, as a finished data set of embeddings."""
+    """Commit shards of embeddings as `facemae embed` does, as a finished data set; IMAGES_EACH rows a person."""
     dataset, first, manifests = Dataset(url, ".parquet"), 0, []
     for number, vectors in enumerate(shards):
-        labels = (first + np.arange(len(vectors))) // 20
+        labels = (first + np.arange(len(vectors))) // IMAGES_EACH
         rows = Embeddings([f"{first + row:09d}" for row in range(len(vectors))], labels, vectors)
         data = ShardData(write_embeddings(rows), len(rows), Labels.of(labels.tolist()))
         manifests.append(dataset.commit(f"{number:05d}", data, fingerprint="benchmark", attempt=Attempt("benchmark", 1), seconds={}))

@@ -3,9 +3,10 @@
     python -m benchmarks.index [--images 200000 --dim 512 --queries 20000] [--autofaiss-python VENV/bin/python] [--output benchmarks/out]
 
 Each method runs in a process of its own (benchmarks/index_methods.py). They are built one after another and then search all queries in
-turns, round by round; a ratio is the median of the rounds' ratios. `exact` gives the truth and runs once. recall@1 is the share of queries
-whose nearest, by exact search, is found first. Memory is what the kernel counted at its highest (VmHWM), of the largest process and of all
-that the method started; ours counts Ray's own processes too. autofaiss needs faiss-cpu and numpy of its own:
+turns, round by round; a ratio is the median of the rounds' ratios. `exact` gives the truth and runs once. Queries are images of the
+gallery's people that were held out; recall@1 is the share of queries whose nearest, by exact search, is found first. Memory is what the
+kernel counted at its highest (VmHWM), of the largest process and of all that the method started; ours counts Ray's own processes too.
+autofaiss needs faiss-cpu and numpy of its own:
 
     python -m venv VENV && VENV/bin/pip install autofaiss "pyarrow<22" "setuptools<81"
 """
@@ -27,14 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.embedded import write_shards
+from benchmarks.embedded import WITHIN, HeldOut, write_shards
 from benchmarks.index_methods import Options
 from benchmarks.machine import ROOT, machine
 from benchmarks.memory import PeakMemory
-from benchmarks.synthetic_embeddings import SyntheticEmbeddings
 
 PEERS = ("ivfflat", "big_batch", "autofaiss")
-SHARD = 10_000
 
 
 @dataclass
@@ -102,7 +101,7 @@ def main() -> None:
     arguments = _arguments()
     options = Options(threads=arguments.threads, recall=arguments.recall, cells=arguments.cells)
     with _folder(arguments.folder) as folder:
-        _make(folder, arguments.images, arguments.queries, arguments.dim)
+        _make(folder, HeldOut.make(arguments.images, arguments.queries, arguments.dim, arguments.within))
         rows = _measure(folder, options, arguments.autofaiss_python, arguments.rounds)
     text = table(rows, arguments.queries)
     print(text)
@@ -118,6 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--within", type=float, default=WITHIN, help="mean cosine of two images of a person: how hard the search is")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--cells", type=int, default=0, help="of the peers' inverted lists; 0: 4 sqrt(images)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -137,16 +137,11 @@ def _folder(given: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _make(folder: Path, images: int, queries: int, dim: int) -> None:
-    """The gallery as .npy and as a data set; queries are protected images of random shards, half of them linked to their source."""
-    source = SyntheticEmbeddings(dim=dim, leak=0.5)
-    sizes = [min(SHARD, images - start) for start in range(0, images, SHARD)]
-    shards = [source.originals(number, size) for number, size in enumerate(sizes)]
-    wanted = -(-queries // len(shards))
-    protected = [source.protected(number, shard)[0][:wanted] for number, shard in enumerate(shards)]
-    np.save(folder / "gallery.npy", np.concatenate(shards))
-    np.save(folder / "queries.npy", np.concatenate(protected)[:queries])
-    write_shards(str(folder / "shards"), shards)
+def _make(folder: Path, made: HeldOut) -> None:
+    """The gallery as .npy and as a data set, and the queries."""
+    np.save(folder / "gallery.npy", np.concatenate(made.gallery))
+    np.save(folder / "queries.npy", made.queries)
+    write_shards(str(folder / "shards"), made.gallery)
 
 
 def _measure(folder: Path, options: Options, autofaiss: str | None, rounds: int) -> dict[str, Row]:

@@ -14,87 +14,53 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
+from benchmarks.embedded import WITHIN, HeldOut
 from benchmarks.machine import ROOT, machine
-from benchmarks.synthetic_embeddings import SyntheticEmbeddings
 from cluster.quantizer import Quantizer, cut
+from cluster.routing import Route, request_bytes, route
 
-SHARD = 10_000
-
-
-@dataclass(frozen=True)
-class Message:
-    """What is sent for one query to one shard, and what comes back.
-
-    Attributes:
-        dim: of the vector, 2 bytes each.
-        k: neighbours, a float32 score and an int64 number each.
-        thresholds: float32 there, an int64 count of the nearer ones back.
-    """
-
-    dim: int = 512
-    k: int = 11
-    thresholds: int = 2
-
-    @property
-    def there(self) -> int:
-        """Bytes of the query without its probe list: its place in the batch (int32), vector, thresholds."""
-        return 4 + 2 * self.dim + 4 * self.thresholds
-
-    @property
-    def back(self) -> int:
-        """Bytes of one shard's answer: scores and numbers, counts, and how many images it saw (int64)."""
-        return 12 * self.k + 8 * self.thresholds + 8
+K, THRESHOLDS = 11, 2
+"""Neighbours and thresholds of a query of `facemae leakage`."""
 
 
-PROBE = 4
-"""Bytes of a cell's number."""
-
-
-def routed_bytes(cells: np.ndarray, owners: np.ndarray, message: Message) -> np.ndarray:
-    """Bytes of each query when only owners of its cells are asked.
+def routed_bytes(cells: np.ndarray, owners: np.ndarray, dim: int) -> float:
+    """Bytes a query when only the owners of its cells are asked.
 
     Args:
         cells: int (Q, P), what each query probes, no cell twice.
         owners: int (C,), the shard of each cell.
-
-    Returns:
-        int64 (Q,).
     """
-    asked = np.sort(owners[cells], axis=1)
-    num_asked = 1 + np.count_nonzero(np.diff(asked, axis=1), axis=1)
-    return num_asked * (message.there + message.back) + PROBE * cells.shape[1]
+    return request_bytes(list(route(cells, owners)), dim, THRESHOLDS, K) / len(cells)
 
 
-def broadcast_bytes(num_shards: int, message: Message) -> int:
-    """Bytes of a query that every shard answers; each finds the cells by itself."""
-    return num_shards * (message.there + message.back)
+def broadcast_bytes(num_shards: int, dim: int) -> float:
+    """Bytes a query that every shard answers; each finds the cells by itself."""
+    everyone = [Route(shard, np.zeros(1, np.int64), np.empty((1, 0), np.int32)) for shard in range(num_shards)]
+    return float(request_bytes(everyone, dim, THRESHOLDS, K))
 
 
 def main() -> None:
     """Count, print the table, write the JSON and the Markdown."""
     arguments = _arguments()
     cells, sizes, recall = _probed(arguments)
-    message, rng = Message(arguments.dim), np.random.default_rng(0)
-    rows = []
+    rng, rows = np.random.default_rng(0), []
     for num_shards in arguments.shards:
         owners = cut(sizes, num_shards)
-        routed, scattered = (float(routed_bytes(cells, of, message).mean()) for of in (owners, rng.permutation(owners)))
-        loads = np.bincount(owners, sizes, num_shards)
-        everywhere = broadcast_bytes(num_shards, message)
+        routed, scattered = (routed_bytes(cells, of, arguments.dim) for of in (owners, rng.permutation(owners)))
+        loads, everywhere = np.bincount(owners, sizes, num_shards), broadcast_bytes(num_shards, arguments.dim)
         rows.append({"shards": num_shards, "routed": routed, "scattered": scattered, "broadcast": everywhere})
         rows[-1] |= {"broadcast / routed": everywhere / routed, "largest shard / mean": float(loads.max() / loads.mean())}
     text = table(rows)
     print(f"{arguments.images:,} images, {len(sizes)} cells, {cells.shape[1]} probed, recall@1 {recall:.4f}\n{text}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.traffic", *sys.argv[1:]])}
-    content |= {"cells": len(sizes), "probed": cells.shape[1], "recall": recall, "message": asdict(message), "rows": rows}
+    content |= {"cells": len(sizes), "probed": cells.shape[1], "recall": recall, "k": K, "thresholds": THRESHOLDS, "rows": rows}
     (arguments.output / "traffic.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.output / "traffic.md").write_text(text + "\n")
 
@@ -105,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=5_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--cells", type=int, default=0, help="0: 4 sqrt(images)")
+    parser.add_argument("--within", type=float, default=WITHIN, help="mean cosine of two images of a person: how hard the search is")
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--shards", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "out")
@@ -113,7 +80,8 @@ def _arguments() -> argparse.Namespace:
 
 def _probed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, float]:
     """The cells that each query probes (Q, P), the number of images in each cell (C,), and the recall@1 of so many."""
-    gallery, queries = _embeddings(arguments)
+    made = HeldOut.make(arguments.images, arguments.queries, arguments.dim, arguments.within)
+    gallery, queries = np.concatenate(made.gallery).astype(np.float32), made.queries.astype(np.float32)
     num_cells = arguments.cells or round(4 * len(gallery) ** 0.5)
     sample = np.random.default_rng(0).permutation(len(gallery))[: 64 * num_cells]
     centroids = Quantizer.train(gallery[np.sort(sample)], num_cells, num_parts=1).centroids.astype(np.float32)
@@ -124,15 +92,6 @@ def _probed(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, floa
     needed = 1 + np.argmax(order == homes[nearest][:, None], axis=1)
     nprobe = int(np.quantile(needed, arguments.recall, method="inverted_cdf"))
     return order[:, :nprobe], np.bincount(homes, minlength=num_cells), float(np.mean(needed <= nprobe))
-
-
-def _embeddings(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    source = SyntheticEmbeddings(dim=arguments.dim, leak=0.5)
-    sizes = [min(SHARD, arguments.images - start) for start in range(0, arguments.images, SHARD)]
-    shards = [source.originals(number, size) for number, size in enumerate(sizes)]
-    wanted = -(-arguments.queries // len(shards))
-    queries = np.concatenate([source.protected(number, shard)[0][:wanted] for number, shard in enumerate(shards)])
-    return np.concatenate(shards).astype(np.float32), queries[: arguments.queries].astype(np.float32)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -27,7 +27,11 @@ from cluster.secret import KeyMap
 from cluster.shard import Rejected, ShardError
 from cluster.stage import StageOptions, StageResult, run_stage
 from cluster.store import NotFound, StoreError
-from facemae.leakage import DEPTH, Curve, Leakage, add_histograms, histogram, ranks, similarity
+from facemae.curve import Curve
+from facemae.exposure import Exposure
+from facemae.leakage import Leakage, similarity
+from facemae.linking import add_histograms, histogram
+from facemae.rank import ranks
 
 PAIRS_PER_IMAGE = 8
 """Genuine and impostor pairs drawn for each image, for the histograms."""
@@ -36,13 +40,13 @@ SUMMARY_THREADS = 8
 
 @dataclass(frozen=True)
 class Ranks:
-    """One shard of a search's result, a row a query. See facemae.leakage for BEYOND and UNDEFINED ranks.
+    """One shard of a search's result, a row a query. See facemae.rank for UNDEFINED ranks.
 
     Attributes:
         key: sample keys.
         identity: int64 labels.
-        rank_image: int32, the rank of the query's own source image; UNDEFINED where the search leaves it out.
-        rank_identity: int32, the rank of the best other image of the same identity, the source image left out.
+        rank_image: int64, the rank of the query's own source image; UNDEFINED where the search leaves it out.
+        rank_identity: int64, the rank of the best other image of the same identity, the source image left out.
         others: int64, how many other images of the identity the gallery holds.
         mate_similarity, identity_similarity: float32, to those two mates; NaN where there is none.
         top_similarity: float32, to the most similar gallery image (the query's own left out where the search does).
@@ -60,10 +64,11 @@ class Ranks:
     def __len__(self) -> int:
         return len(self.key)
 
-    def leakage(self, histograms: Mapping[str, np.ndarray]) -> Leakage:
+    def leakage(self, histograms: Mapping[str, np.ndarray], num_gallery: int) -> Leakage:
         """What this shard adds to the summary."""
-        image, identity = Curve.of(self.rank_image, self.identity), Curve.of(self.rank_identity, self.identity, self.others)
-        return Leakage(image, identity, histograms)
+        image = Curve.of(self.rank_image, self.identity, num_gallery)
+        identity = Curve.of(self.rank_identity, self.identity, num_gallery, self.others)
+        return Leakage(image, identity, histograms, Exposure.of(self.key, self.identity, self.rank_image, self.mate_similarity))
 
 
 def write_ranks(rows: Ranks, histograms: Mapping[str, np.ndarray]) -> bytes:
@@ -161,7 +166,6 @@ class LeakageProcessor(Processor[Unit]):
             "recognizer": dict(gallery_set.recognizer),
             "gallery": {"fingerprint": gallery_set.fingerprint, "samples": gallery_set.samples},
             "leaves_out_own": self._leaves_out_own,
-            "depth": DEPTH,
             "pairs_per_image": PAIRS_PER_IMAGE,
             "seed": seed,
         }
@@ -200,13 +204,13 @@ class LeakageProcessor(Processor[Unit]):
     def _search(self, queries: Embeddings, originals: Embeddings, places: np.ndarray, start: int) -> Ranks:
         """Ask the gallery. A mate's own similarity is always known exactly, so a rank is a count of the more similar ones."""
         own, vectors = start + places, ray.put(queries.vectors)
-        scores, ids = self._gallery.search(vectors, DEPTH + 1)
+        scores, ids = self._gallery.search(vectors, len(self._gallery))
         others, best = self._gallery.same_identity(vectors, queries.identities, own)
         without_own = np.where(ids == own[:, None], np.float32(-np.inf), scores)
         mate = similarity(queries.vectors, originals.vectors[places])
         if self._leaves_out_own:
             scores, mate = without_own, np.full_like(mate, np.nan)
-        by_image, by_identity = ranks(scores, mate), ranks(without_own, best)
+        by_image, by_identity = (ranks(np.sum(s > m[:, None], axis=1), m) for s, m in ((scores, mate), (without_own, best)))
         return Ranks(queries.keys, queries.identities, by_image, by_identity, others, mate, best, scores.max(axis=1))
 
     def _histograms(self, shard: str, queries: Embeddings, originals: Embeddings, places: np.ndarray) -> dict[str, np.ndarray]:
@@ -268,9 +272,11 @@ def summarise(output: Dataset) -> Leakage:
         ShardError: a shard is damaged.
     """
 
+    num_gallery = int(output.description()["lineage"]["config"]["gallery"]["samples"])
+
     def read(shard: str) -> Leakage | None:
         manifest = output.manifest(shard)
-        return None if manifest.file is None else Ranks.leakage(*read_ranks(output.read(manifest)))
+        return None if manifest.file is None else Ranks.leakage(*read_ranks(output.read(manifest)), num_gallery)
 
     with ThreadPoolExecutor(SUMMARY_THREADS) as pool:
         parts = [part for part in pool.map(read, output.names()) if part is not None]

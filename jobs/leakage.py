@@ -19,10 +19,12 @@ from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.stage import StageOptions, StageResult, run_stage
 from cluster.store import NotFound, join_url, open_store
-from facemae.leakage import CONFIDENCE, DEPTH, HISTOGRAM_RANGE, NUM_BINS
+from facemae.curve import DEPTH
+from facemae.interval import CONFIDENCE
+from facemae.linking import HISTOGRAM_RANGE, NUM_BINS
 from jobs.command import RayConfig, main_of
 
-SCHEMA = 1
+SCHEMA = 2
 SEARCHES = {"original": {"leakage": "protected", "reference": "original"}, "protected": {"utility": "protected"}}
 """For each gallery: name of a search in leakage.json -> the set that is searched for."""
 
@@ -206,7 +208,6 @@ def _report(lineage: Mapping[str, Any], attackers: Sequence[Mapping[str, Any]]) 
         "schema": SCHEMA,
         "kind": "leakage",
         "search": "exact",
-        "depth": DEPTH,
         "confidence": CONFIDENCE,
         "histogram": {"low": HISTOGRAM_RANGE[0], "high": HISTOGRAM_RANGE[1], "bins": NUM_BINS},
         **lineage,

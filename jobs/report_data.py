@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import pydantic
 
 from cluster.store import NotFound, Store, StoreError
+from facemae.curve import DEPTH
+from facemae.risk import RISK_DEPTHS
 from jobs.leakage import SCHEMA
 
 Level = Literal["none", "little", "kept", "unknown"]
@@ -43,13 +46,15 @@ class RiskByIdentity:
 
 @dataclass(frozen=True)
 class CurveData:
-    """A CMC curve: hits, shares with the ends of their interval, and guessing, each from k = 1 on.
+    """A CMC curve: hits, shares with the ends of their interval, and guessing, each at every depth k.
 
     Raises:
-        ValueError: the lists are empty or of different lengths, or there is no query.
+        ValueError: the lists are of different lengths, the depths are not 1 to 10 and larger ones, or there is no query.
     """
 
     queries: int
+    effective_queries: float
+    depths: list[int]
     hits: list[int]
     cmc: list[float]
     low: list[float]
@@ -58,9 +63,11 @@ class CurveData:
     by_identity: RiskByIdentity
 
     def __post_init__(self) -> None:
-        lengths = {len(self.hits), len(self.cmc), len(self.low), len(self.high), len(self.chance)}
-        if len(lengths) != 1 or 0 in lengths or self.queries < 1:
+        lengths = {len(values) for values in (self.depths, self.hits, self.cmc, self.low, self.high, self.chance)}
+        if len(lengths) != 1 or self.queries < 1:
             raise ValueError(f"a curve of {self.queries} queries whose lists have {sorted(lengths)} entries")
+        if self.depths[:DEPTH] != list(range(1, DEPTH + 1)) or any(b <= a for a, b in pairwise(self.depths)):
+            raise ValueError(f"a curve at the depths {self.depths}: they start with 1 to {DEPTH} and grow")
 
     @property
     def above_chance(self) -> bool:
@@ -162,7 +169,6 @@ class Measurement:
     """The content of leakage.json. The first attacker is the worst one."""
 
     search: str
-    depth: int
     confidence: float
     histogram: Bins
     original: ImageSet
@@ -177,7 +183,7 @@ class Measurement:
     @property
     def ks(self) -> list[int]:
         """The k of CMC@k that tables show."""
-        return [k for k in (1, 5, 10) if k <= self.depth]
+        return list(RISK_DEPTHS)
 
     @property
     def worst(self) -> Attacker:

@@ -3,10 +3,10 @@
     python -m benchmarks.index [--images 200000 --dim 512 --queries 20000] [--autofaiss-python VENV/bin/python] [--output benchmarks/out]
 
 Each method runs in a process of its own (benchmarks/index_methods.py). They are built one after another and then search all queries in
-turns, round by round; a ratio is the median of the rounds' ratios. `exact` gives the truth and runs once. Queries are images of the
-gallery's people that were held out; recall@1 is the share of queries whose nearest, by exact search, is found first. Memory is what the
-kernel counted at its highest (VmHWM), of the largest process and of all that the method started; ours counts Ray's own processes too.
-autofaiss needs faiss-cpu and numpy of its own:
+turns, round by round; a ratio is the median of the rounds' ratios. `exact` gives the truth; it and `ours exact`, which are compared with
+each other, run once. Queries are images of the gallery's people that were held out; recall@1 is the share of queries whose nearest, by
+exact search, is found first. Memory is what the kernel counted at its highest (VmHWM), of the largest process and of all that the method
+started; ours counts the workers that build the index and Ray's own processes too. autofaiss needs faiss-cpu and numpy of its own:
 
     python -m venv VENV && VENV/bin/pip install autofaiss "pyarrow<22" "setuptools<81"
 """
@@ -33,7 +33,8 @@ from benchmarks.index_methods import Options
 from benchmarks.machine import ROOT, machine
 from benchmarks.memory import PeakMemory
 
-PEERS = ("ivfflat", "big_batch", "autofaiss")
+EXACT = ("exact", "ours exact")
+APPROXIMATE = ("ours", "ivfflat", "big_batch", "autofaiss")
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Row:
     Attributes:
         build, tune: seconds; ``searches``: seconds of each round.
         recall: recall@1 over all queries. ``setting``: what it chose.
-        largest, total: bytes at the peak, of its largest process and of all.
+        largest, total: bytes at the peak, of its largest process and of all; ``processes``: of each kind.
     """
 
     build: float
@@ -53,6 +54,7 @@ class Row:
     recall: float = 0.0
     largest: int = 0
     total: int = 0
+    processes: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -65,7 +67,7 @@ class Child:
 
     def __init__(self, name: str, python: str, folder: Path, options: Options) -> None:
         command = [python, "-m", "benchmarks.index_methods", name, str(folder), json.dumps(asdict(options))]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(1 if name == "ours" else options.threads), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(1 if name.startswith("ours") else options.threads), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.memory = PeakMemory(self.process.pid).__enter__()
         self.row = Row(**self._answer(name))
@@ -82,7 +84,7 @@ class Child:
     def close(self) -> None:
         """Read the peaks, end the process."""
         peaks = self.memory.phase()
-        self.row.largest, self.row.total = peaks.largest[1], peaks.total
+        self.row.largest, self.row.total, self.row.processes = peaks.largest[1], peaks.total, peaks.by_name()
         self.memory.__exit__(None, None, None)
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -145,32 +147,35 @@ def _make(folder: Path, made: HeldOut) -> None:
 
 
 def _measure(folder: Path, options: Options, autofaiss: str | None, rounds: int) -> dict[str, Row]:
-    """Exact once, then all others in turns; the order turns round with the rounds."""
-    exact = Child("exact", sys.executable, folder, options)
-    exact.search()
-    exact.close()
-    names = [name for name in ("ours", *PEERS) if name != "autofaiss" or autofaiss]
+    """The exact ones once, then all others in turns; the order turns round with the rounds."""
+    alone = {name: _alone(name, folder, options) for name in EXACT}
+    names = [name for name in APPROXIMATE if name != "autofaiss" or autofaiss]
     if not autofaiss:
         print("autofaiss: left out, no --autofaiss-python given (see --help)")
     children: dict[str, Child] = {}
     with ExitStack() as stack:
         for name in names:
-            children[name] = Child(name, autofaiss or "" if name == "autofaiss" else sys.executable, folder, options)
+            children[name] = Child(name, (autofaiss or "") if name == "autofaiss" else sys.executable, folder, options)
             stack.callback(children[name].close)
             print(f"built {name}: {children[name].row.build:.1f} s, {children[name].row.setting}", flush=True)
         for number in range(rounds):
             for name in names if number % 2 == 0 else names[::-1]:
                 children[name].search()
-    return {**{name: child.row for name, child in children.items()}, "exact": exact.row}
+    return {**{name: child.row for name, child in children.items()}, **alone}
+
+
+def _alone(name: str, folder: Path, options: Options) -> Row:
+    child = Child(name, sys.executable, folder, options)
+    child.search()
+    child.close()
+    return child.row
 
 
 def ratios(rows: dict[str, Row], name: str) -> dict[str, float]:
     """Ours over the peer: queries/s (more is better), build seconds and memory of the largest process (less is better)."""
-    ours, peer = rows["ours"], rows[name]
-    alone = len(peer.searches) == 1  # the exact search ran once
-    pairs = zip(peer.searches * len(ours.searches) if alone else peer.searches, ours.searches, strict=True)
+    ours, peer = rows["ours exact" if name in EXACT else "ours"], rows[name]
     return {
-        "queries/s": statistics.median(theirs / mine for theirs, mine in pairs),
+        "queries/s": statistics.median(theirs / mine for theirs, mine in zip(peer.searches, ours.searches, strict=True)),
         "build": ours.build / peer.build if peer.build > 0.01 else float("nan"),
         "largest process": ours.largest / peer.largest,
     }
@@ -183,14 +188,14 @@ def table(rows: dict[str, Row], queries: int) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
-        ratio = "" if name == "ours" else f"{ratios(rows, name)['queries/s']:.2f}"
+        ratio = "" if name.startswith("ours") else f"{ratios(rows, name)['queries/s']:.2f}"
         figures = f"{row.build:.1f} | {queries / row.seconds:,.0f} | {row.recall:.4f} | {row.largest / 1e6:,.0f} | {row.total / 1e6:,.0f}"
         lines.append(f"| {name} | {row.setting} | {figures} | {ratio} |")
     return "\n".join(lines)
 
 
 def _json(rows: dict[str, Row]) -> dict[str, Any]:
-    return {name: {**asdict(row), **({} if name == "ours" else {"ours / it": ratios(rows, name)})} for name, row in rows.items()}
+    return {name: {**asdict(row), **({} if name.startswith("ours") else {"ours / it": ratios(rows, name)})} for name, row in rows.items()}
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ def effective_queries(images: np.ndarray, hits: np.ndarray) -> float:
 
     The design effect of a share p = sum(h) / n over identities with n_c images and h_c hits is the variance of the ratio estimator,
     sum((h_c - p n_c)^2) / n^2, divided by p (1 - p) / n, that of independent queries (Cochran, Sampling Techniques, section 9A). Where few
-    are hit or few are missed, that variance says nothing yet about how hits cluster. So it is taken once with one more identity of mean
-    size all of whose images are hit, and once with one all of whose images are missed, and the larger effect counts (our reading). With no
-    hit at all, P identities of one size then count as P queries, however many images they have.
+    are hit or few are missed, that variance says nothing yet about how hits cluster. So it is taken once with one more identity all of
+    whose images are hit, and once with one all of whose images are missed, each of the size of a random image's identity, sum(n_c^2) / n,
+    and the larger effect counts (our reading). With no hit at all the answer is n^2 / sum(n_c^2) (Kish, Survey Sampling): P identities of
+    one size then count as P queries, however many images they have.
 
     Args:
         images: int64 (P,), queries of each identity, at least 1.
@@ -51,14 +52,13 @@ def effective_queries(images: np.ndarray, hits: np.ndarray) -> float:
     if not num:
         return 0.0
     sizes, found = images.astype(np.float64)[:, None], hits.reshape(num, -1).astype(np.float64)
-    total, mean = sizes.sum(), sizes.mean()
-    # sums of squares once, then both pseudo-identities by arithmetic
-    squares = [np.sum(product, axis=0) for product in (found * found, found * sizes, sizes * sizes)]
+    total = sizes.sum()
+    typical = (sizes**2).sum() / total
     effects = []
-    for pseudo in (mean, 0.0):
-        share = (found.sum(axis=0) + pseudo) / (total + mean)
-        spread = squares[0] - 2 * share * squares[1] + share**2 * squares[2] + (pseudo - share * mean) ** 2
-        binomial = (total + mean) * share * (1 - share)
+    for more in (typical, 0.0):
+        share = (found.sum(axis=0) + more) / (total + typical)
+        spread = ((found - share * sizes) ** 2).sum(axis=0) + (more - share * typical) ** 2
+        binomial = (total + typical) * share * (1 - share)
         effects.append(np.divide(spread, binomial, out=np.ones_like(spread), where=binomial > 0))
     return float(total / max(1.0, np.max(effects)))
 

@@ -72,8 +72,8 @@ class Tightness:
     def bounds(self, curve: Curve) -> tuple[float, float]:
         """Lower and upper end of the true CMC@1 of which ``curve`` is the approximate search's upper bound.
 
-        The upper end is the curve's own. The lower end is the curve's lower end less the upper end of the false hits: two ends of 97.5 %
-        each, so both hold together at 95 % (Bonferroni).
+        The upper end is the curve's own, of 97.5 %. The lower end is the curve's lower end less the upper end of the false hits: two ends
+        of 97.5 % each, so at least 95 % (Bonferroni). It takes a simple random sample of the search's queries.
         """
         low, high = curve.interval
         return max(0.0, float(low[0]) - self.false_hits_high), float(high[0])

@@ -76,8 +76,49 @@ class CurveData:
 
 
 @dataclass(frozen=True)
+class Link:
+    """The share of protected images that one threshold links to their originals, or why there is none to tell."""
+
+    far: float
+    tar: float | None
+    threshold: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Ends of the true CMC@1."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class MateSample:
+    """What an exact search of random queries says of an approximate one, for one kind of mate."""
+
+    queries: int
+    hits: int
+    exact_hits: int
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """The random queries that were searched exactly too."""
+
+    queries: int
+    recall_at_1: float
+    image: MateSample | None
+    identity: MateSample | None
+
+
+@dataclass(frozen=True)
 class Search:
-    """One search: the folder of its ranks, its counts, and a curve for the same image and one for the same identity."""
+    """One search: the folder of its ranks, its counts, a curve for the same image and one for the same identity, and linking.
+
+    ``sample`` is None where the whole search was exact.
+    """
 
     ranks: str
     images: int
@@ -88,6 +129,8 @@ class Search:
     image: CurveData | None
     identity: CurveData | None
     histograms: Mapping[str, list[int]]
+    linking: list[Link] | None
+    sample: SampleData | None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ def headline(measurement: Measurement) -> str:
     name, curve = measurement.worst.recognizer.name, measurement.worst.leakage.image
     if curve is None:
         return f"No protected image could be looked for by {name}."
-    traced = f"traces {count(curve.hits[0])} ({percent(curve.cmc[0])}, {interval(curve, measurement.confidence)})"
+    most = "" if measurement.search == "exact" else "at most "  # an approximate search can only overstate
+    traced = f"traces {most}{count(curve.hits[0])} ({percent(curve.cmc[0])}, {interval(curve, measurement.confidence)})"
     whose = "its original" if curve.hits[0] == 1 else "their originals"
     who = f"Of {count(curve.queries)} protected images, an attacker with {name}"
     return f"{who} {traced} to {whose}; guessing would trace {percent(curve.chance[0])}."

@@ -1,15 +1,20 @@
-"""Galleries of made-up embeddings for the benchmarks, and queries for them: images of the same people that were held out."""
+"""Made-up embeddings as data sets: galleries with queries that were held out, and whole sets written by workers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
+from cluster.embedded import EmbeddedSet
 from cluster.embedding import Embeddings, write_embeddings
+from cluster.processor import Processor, Unit
+from cluster.stage import run_stage
 from facemae.synthetic_embeddings import SyntheticEmbeddings
 
 IMAGES_EACH = 20
@@ -57,3 +62,33 @@ def write_shards(url: str, shards: Sequence[np.ndarray]) -> Dataset:
         first += len(vectors)
     dataset.finish("embeddings", {"fingerprint": "benchmark"}, manifests)
     return dataset
+
+
+class SyntheticProcessor(Processor[Unit]):
+    """Makes shards of embeddings up. ``role``: "originals" or "protected"."""
+
+    def __init__(self, source: SyntheticEmbeddings, role: str) -> None:
+        self._source, self._role = source, role
+
+    def describe(self) -> dict[str, Any]:
+        """The set, as though a recogniser had made it."""
+        recognizer = {"name": "synthetic", "sha256": "0" * 64, "dim": self._source.dim, "mean": [0.5] * 3, "std": [0.5] * 3}
+        return {"stage": "embed", "recognizer": recognizer, "source": asdict(self._source), "role": self._role}
+
+    def fetch(self, unit: Unit) -> None:
+        """Nothing: the shard's name says all."""
+
+    def compute(self, unit: Unit, fetched: None) -> ShardData:
+        """The shard."""
+        shard = self._source.shard(int(unit.name))
+        keys = [f"{unit.name}{row:06d}" for row in range(len(shard))]
+        rows = Embeddings(keys, shard.identities, getattr(shard, self._role))
+        return ShardData(write_embeddings(rows), len(rows), Labels.of(shard.identities.tolist()))
+
+
+def synthetic_set(folder: Path, source: SyntheticEmbeddings, role: str, shards: Sequence[int]) -> EmbeddedSet:
+    """Some shards of one side of a made-up set, written by Ray workers. Ray must be connected."""
+    dataset, processor = Dataset(str(folder), ".parquet"), SyntheticProcessor(source, role)
+    units = [Unit(f"{number:05d}", source.images * source.shard_identities) for number in shards]
+    content = run_stage(processor, units, dataset, name=role, kind="embeddings").description
+    return EmbeddedSet(dataset, processor.describe()["recognizer"], content["lineage"]["fingerprint"], content["samples"])

@@ -6,7 +6,8 @@ For each size: *embed*, Ray workers write shards of originals (and of as many pr
 committed like any other; *build*, quantiser, cells, parts and actors; *search*, `run_search` of every query, ranks committed shard by
 shard; *exact*, a sample of them against every image. A planted share of the protected images are copies of their originals, so CMC@1 is
 known. Recall is over the sample: the nearest image found, and "is anything nearer than the mate" answered, as by the exact search. Memory
-is the kernel's count of each process (VmHWM), begun anew with each phase. Where two sizes or more are given, cost ~ images^e is fitted.
+is the kernel's count of each process (VmHWM), begun anew with each phase. Where two sizes or more are given, cost ~ images^e is fitted;
+"rates" in the JSON are those that jobs/rates.yaml wants.
 Disk: three times 1.1 KB an image while an index is built, two after; a size's folder is removed before the next begins.
 """
 
@@ -34,6 +35,7 @@ from cluster.dataset import Dataset
 from cluster.embedded import EmbeddedSet, places, read_shard
 from cluster.index import Gallery, GalleryOptions
 from cluster.leakage import run_search
+from cluster.quantizer import ITERATIONS, SAMPLES_PER_CELL
 from cluster.ranks import read_ranks
 from cluster.session import session
 from cluster.stage import StageOptions
@@ -113,12 +115,14 @@ def _measure(images: int, folder: Path, memory: PeakMemory, arguments: argparse.
         protected = synthetic_set(folder / "protected", source, "protected", searched)
     options = GalleryOptions(arguments.factory, arguments.recall, num_actors=arguments.actors)
     with Gallery(originals.dataset, arguments.dim, options) as gallery:
+        started = time.time()
         with phases.phase("build"):
             gallery.load()
+        trained = [path.stat().st_mtime - started for path in folder.glob("original.index-*/quantizer.safetensors")]
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         ranks = Dataset(str(folder / "ranks"), ".parquet")
         with phases.phase("search"):
-            run_search(protected, originals, gallery, ranks, name="search", options=StageOptions(num_workers=1))
+            done = run_search(protected, originals, gallery, ranks, name="search", options=StageOptions(num_workers=1))
         vectors, mates = _sample(protected, originals, arguments.sample)
         with phases.phase("exact"):
             truth = gallery.search(vectors, 1, mates, exact=True)
@@ -130,6 +134,7 @@ def _measure(images: int, folder: Path, memory: PeakMemory, arguments: argparse.
     result = {"images": source.num_images, "queries": protected.samples, "sample": len(vectors), "disk": disk, "phases": phases.found}
     result |= {"index": gallery.choice.factory, "cells": gallery.choice.num_cells, "probes": gallery.num_probes}
     result |= {"scanned": float(found.scanned.mean()), "recall": recall, "leak": _recovered(ranks, source)}
+    result["rates"] = _rates(result, trained, done.seconds) if arguments.dim == 512 else {}
     print(f"  {result['index']}, {result['probes']} probed; recall {recall}; {result['leak']}")
     return result
 
@@ -144,6 +149,17 @@ def _sample(protected: EmbeddedSet, originals: EmbeddedSet, count: int) -> tuple
         vectors.append(queries.vectors[chosen])
         mates.append(similarity(queries.vectors[chosen], there.vectors[places(queries, there, name, None)[chosen]]))
     return np.concatenate(vectors), np.concatenate(mates)[:, None]
+
+
+def _rates(result: Mapping[str, Any], trained: Sequence[float], searching: float) -> dict[str, float]:
+    """What jobs/rates.yaml wants: similarities/s of training, building and searching, and the cells probed."""
+    cells = result["cells"]
+    rates = {"index_search": result["queries"] * (cells + result["scanned"]) / searching}
+    if trained:
+        rates["quantiser"] = ITERATIONS * SAMPLES_PER_CELL * cells**2 / trained[0]
+        rates["index_build"] = result["images"] * cells / (result["phases"]["build"]["seconds"] - trained[0])
+        rates["index_probes"] = result["probes"]
+    return rates
 
 
 def _recovered(ranks: Dataset, source: SyntheticEmbeddings) -> dict[str, Any]:

@@ -24,9 +24,7 @@ from benchmarks.embedded import WITHIN, HeldOut
 from benchmarks.machine import ROOT, machine
 from cluster.quantizer import Quantizer, cut
 from cluster.routing import Route, request_bytes, route
-
-K, THRESHOLDS = 11, 2
-"""Neighbours and thresholds of a query of `facemae leakage`."""
+from jobs.plan import NEIGHBOURS, THRESHOLDS
 
 
 def routed_bytes(cells: np.ndarray, owners: np.ndarray, dim: int) -> float:
@@ -36,13 +34,13 @@ def routed_bytes(cells: np.ndarray, owners: np.ndarray, dim: int) -> float:
         cells: int (Q, P), what each query probes, no cell twice.
         owners: int (C,), the shard of each cell.
     """
-    return request_bytes(list(route(cells, owners)), dim, THRESHOLDS, K) / len(cells)
+    return request_bytes(list(route(cells, owners)), dim, THRESHOLDS, NEIGHBOURS) / len(cells)
 
 
 def broadcast_bytes(num_shards: int, dim: int) -> float:
     """Bytes a query that every shard answers; each finds the cells by itself."""
     everyone = [Route(shard, np.zeros(1, np.int64), np.empty((1, 0), np.int32)) for shard in range(num_shards)]
-    return float(request_bytes(everyone, dim, THRESHOLDS, K))
+    return float(request_bytes(everyone, dim, THRESHOLDS, NEIGHBOURS))
 
 
 def main() -> None:
@@ -60,7 +58,7 @@ def main() -> None:
     print(f"{arguments.images:,} images, {len(sizes)} cells, {cells.shape[1]} probed, recall@1 {recall:.4f}\n{text}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"machine": machine(), "command": " ".join(["python -m benchmarks.traffic", *sys.argv[1:]])}
-    content |= {"cells": len(sizes), "probed": cells.shape[1], "recall": recall, "k": K, "thresholds": THRESHOLDS, "rows": rows}
+    content |= {"cells": len(sizes), "probed": cells.shape[1], "recall": recall, "k": NEIGHBOURS, "thresholds": THRESHOLDS, "rows": rows}
     (arguments.output / "traffic.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.output / "traffic.md").write_text(text + "\n")
 

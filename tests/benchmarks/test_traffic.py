@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.traffic import THRESHOLDS, K, broadcast_bytes, routed_bytes
+from benchmarks.traffic import broadcast_bytes, routed_bytes
+from jobs.plan import NEIGHBOURS, THRESHOLDS
 
 
 def _counted(cells: np.ndarray, owners: np.ndarray, dim: int) -> int:
@@ -15,9 +16,15 @@ def _counted(cells: np.ndarray, owners: np.ndarray, dim: int) -> int:
         lists = [mine for mine in lists if mine]
         widest = max(map(len, lists), default=0)
         for mine in lists:
-            sent = [np.zeros(dim, np.float16), np.zeros(THRESHOLDS, np.float32), np.array(mine + [-1] * (widest - len(mine)), np.int32)]
-            answer = [np.zeros(K, np.float32), np.zeros(K, np.int64), np.zeros(THRESHOLDS, np.int64), np.zeros(1, np.int64)]
-            total += sum(part.nbytes for part in (*sent, *answer))
+            cells_sent = np.array(mine + [-1] * (widest - len(mine)), np.int32)
+            sent = (np.zeros(dim, np.float16), np.zeros(THRESHOLDS, np.float32), cells_sent)
+            answer = (
+                np.zeros(NEIGHBOURS, np.float32),
+                np.zeros(NEIGHBOURS, np.int64),
+                np.zeros(THRESHOLDS, np.int64),
+                np.zeros(1, np.int64),
+            )
+            total += sum(int(part.nbytes) for part in sent) + sum(int(part.nbytes) for part in answer)
     return total
 
 

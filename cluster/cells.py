@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
-from cluster.embedding import Embeddings
 from cluster.embedded import read_shard
+from cluster.embedding import Embeddings
 from cluster.processor import Processor, Unit
 from cluster.quantizer import Quantizer
 from cluster.shard import ShardError
@@ -120,7 +120,7 @@ class GroupReader:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._footers: dict[str, tuple[pq.FileMetaData, Mapping[int, int]]] = {}
+        self._footers: dict[str, tuple[pq.FileMetaData, dict[int, int]]] = {}
 
     def read(self, manifest: Manifest, part: int) -> CellRows | None:
         """The rows of a part, or None where the shard has none. Raises ShardError for damage, NotFound."""

@@ -6,6 +6,8 @@ not counted, so an image found this way is at least as near as the count says: a
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import faiss
 import numpy as np
 
@@ -48,7 +50,7 @@ class CodedRows:
     """
 
     def __init__(self, trained: bytes, vectors: np.ndarray, ids: np.ndarray, cells: np.ndarray, quantizer: Quantizer) -> None:
-        self._index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+        self._index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
         self._vectors, self._ids, self._centroids = vectors, ids, quantizer.centroids.astype(np.float32)
         self._sizes = np.bincount(cells, minlength=len(quantizer))
         for start in range(0, len(vectors), BLOCK):

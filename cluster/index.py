@@ -155,8 +155,8 @@ class Gallery:
             scheduling_strategy="SPREAD",
         )
         threads = self._options.threads or max(1, int(ray.cluster_resources().get("CPU", 1) // len(slots)))
-        shared = ray.put(plan)
-        self._actors = [remote.remote(shared, mine, threads) for mine in slots]
+        self._plan = ray.put(plan)  # kept: an actor that is made again asks for it again
+        self._actors = [remote.remote(self._plan, mine, threads) for mine in slots]
         held = _answers([actor.identities.remote() for actor in self._actors])
         self._identities = ray.put(held)
 
@@ -229,9 +229,10 @@ class Gallery:
             best[queries[actor]] = np.maximum(best[queries[actor]], highest)
         return total, np.where(total > 0, best, np.float32(np.nan))
 
-    def calibrate(self, vectors: np.ndarray, thresholds: np.ndarray | None = None) -> float:
-        """Choose ``num_probes``: the smallest number of cells with which the share ``options.recall`` of these queries is answered as by an
-        exact search. Answered is: the nearest image was found, or, with ``thresholds`` (Q, T), whether any image is nearer than each.
+    def calibrate(self, vectors: np.ndarray, thresholds: np.ndarray | None = None, recall: float | None = None) -> float:
+        """Choose ``num_probes``: about the smallest number of cells with which the share ``recall`` of these queries (default: that of the
+        options) is answered as by an exact search. Answered is: the nearest image was found, or, with ``thresholds`` (Q, T), whether any
+        image is nearer than each.
 
         Returns:
             The share at the number chosen.
@@ -239,15 +240,15 @@ class Gallery:
         self.load()
         if self._cells is None:
             return 1.0
-        truth = self.search(vectors, 1, thresholds, exact=True)
+        truth, wanted = self.search(vectors, 1, thresholds, exact=True), self._options.recall if recall is None else recall
         low, high, share = 0, 1, self._agreement(vectors, thresholds, truth, 1)
-        while share < self._options.recall and high < self.choice.num_cells:
+        while share < wanted and high < self.choice.num_cells:
             low, high = high, min(2 * high, self.choice.num_cells)
             share = self._agreement(vectors, thresholds, truth, high)
         while high - low > max(1, high // 8):
             middle = (low + high) // 2
             found = self._agreement(vectors, thresholds, truth, middle)
-            low, high, share = (middle, high, share) if found < self._options.recall else (low, middle, found)
+            low, high, share = (middle, high, share) if found < wanted else (low, middle, found)
         self.num_probes = high
         return share
 

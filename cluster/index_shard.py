@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.coded import CodedRows
 from cluster.cells import CellRows, read_part
+from cluster.coded import CodedRows
 from cluster.dataset import Dataset
 from cluster.embedded import GalleryError, read_shard
 from cluster.lookahead import ahead_map

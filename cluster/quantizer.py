@@ -43,10 +43,11 @@ class Quantizer:
         options = {"niter": ITERATIONS, "spherical": True, "seed": seed, "gpu": gpu, "max_points_per_centroid": SAMPLES_PER_CELL}
         kmeans = faiss.Kmeans(sample.shape[1], num_cells, **options)
         kmeans.train(np.ascontiguousarray(sample, np.float32))
-        centroids = kmeans.centroids / np.maximum(np.linalg.norm(kmeans.centroids, axis=1, keepdims=True), 1e-12)
+        found = np.asarray(kmeans.centroids)
+        centroids = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         ordered = centroids[neighbours_first(centroids)].astype(np.float16)
-        found = cls(ordered, np.zeros(num_cells, np.int32))
-        held = np.bincount(found.nearest(sample, 1)[:, 0], minlength=num_cells)
+        whole = cls(ordered, np.zeros(num_cells, np.int32))
+        held = np.bincount(whole.nearest(sample, 1)[:, 0], minlength=num_cells)
         return cls(ordered, cut(held, num_parts))
 
     def nearest(self, vectors: np.ndarray, num_probes: int) -> np.ndarray:

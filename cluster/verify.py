@@ -121,6 +121,7 @@ def _unfinished(dataset: Dataset) -> list[Unfinished]:
     return [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
 
 
+_INDEX_FILE = re.compile(r"quantizer\.safetensors|[\w-]+\.codes\.faiss")  # beside the parts of an index: cluster/index_build.py
 _OURS = re.compile(r"(?:shards|quarantine)/(?P<shard>\d{5,})-[0-9a-f]{12}\.(?:tar|parquet)")
 
 
@@ -235,5 +236,6 @@ def _strays(dataset: Dataset, manifests: Sequence[Manifest], embeddings: Sequenc
     for manifest in manifests:
         known |= {manifest.file, manifest.ledger}
     for stored in dataset.store.list():
-        if stored.key not in known and not stored.key.startswith(below) and not attempt.is_record(stored.key):
+        ours = stored.key in known or attempt.is_record(stored.key) or _INDEX_FILE.fullmatch(stored.key)
+        if not ours and not stored.key.startswith(below):
             yield stored.key

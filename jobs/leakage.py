@@ -12,9 +12,10 @@ import ray
 
 from cluster.dataset import Dataset
 from cluster.embed import EmbedProcessor
-from cluster.index import Gallery, GalleryError, GalleryOptions
+from cluster.embedded import EmbeddedSet, GalleryError
+from cluster.index import Gallery, GalleryOptions
 from cluster.inputs import input_units
-from cluster.leakage import EmbeddedSet, run_search, summarise
+from cluster.leakage import run_search, summarise
 from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.stage import StageOptions, StageResult, run_stage
@@ -55,6 +56,11 @@ class LeakageConfig(RayConfig):
     """cpu or cuda, for embeddings that are missing."""
     seed: int = 0
     """Of the random pairs of images in the histograms."""
+    index: str = "auto"
+    """How the gallery is searched: Flat (every image, exact), IVF<cells>,<codes> as FAISS writes it (IVF4096,SQfp16 or IVF65536,PQ64), or
+    auto: Flat up to 262,144 images, cells beyond. Cells that are not searched can only make the leakage look larger."""
+    recall: float = 0.99
+    """With cells: the share of queries that must be answered as by an exact search; it decides how many cells are searched."""
     gallery_actors: int = 0
     """Actors that hold the gallery; 0 takes one a node, and as many as it needs for none to hold more than 4 GiB."""
     cpus_per_gallery_actor: float = 0.0
@@ -66,7 +72,7 @@ class LeakageConfig(RayConfig):
 
     def gallery_options(self) -> GalleryOptions:
         """The same as options of a gallery."""
-        return GalleryOptions(self.gallery_actors, self.cpus_per_gallery_actor, self.gpus_per_gallery_actor)
+        return GalleryOptions(self.index, self.recall, self.gallery_actors, self.cpus_per_gallery_actor, self.gpus_per_gallery_actor)
 
 
 def run(config: LeakageConfig) -> dict[str, Any]:

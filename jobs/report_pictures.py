@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from cluster.dataset import Dataset
-from cluster.leakage import read_ranks
 from cluster.picture import SIZE, decode, encode
+from cluster.ranks import read_ranks
 from cluster.secret import key_map_of
 from cluster.shard import Sample, ShardError, read_samples
 from cluster.store import StoreError, join_url

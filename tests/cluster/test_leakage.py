@@ -11,10 +11,12 @@ import pytest
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
+from cluster.embedded import EmbeddedSet, GalleryError, require_same_recognizer
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery, GalleryError, GalleryOptions
-from cluster.leakage import EmbeddedSet, LeakageProcessor, Ranks, read_ranks, require_same_recognizer, run_search, summarise, write_ranks
+from cluster.index import Gallery, GalleryOptions
+from cluster.leakage import LeakageProcessor, run_search, summarise
 from cluster.processor import Unit
+from cluster.ranks import Ranks, read_ranks, write_ranks
 from cluster.shard import ShardError
 from cluster.stage import StageOptions, StageResult
 from cluster.store import open_store
@@ -197,6 +199,8 @@ def test_embeddings_that_expired_are_no_smaller_leakage(ray_session: None, tmp_p
 class FakeGallery:
     """Numbers from 0, as a gallery of one shard; never searched."""
 
+    exact = True
+
     def start(self, shard: str) -> int:
         return 0
 
@@ -236,7 +240,7 @@ def test_embedded_sets_are_checked(tmp_path: Path) -> None:
 def test_rank_tables_round_trip() -> None:
     ints, floats = np.array([1, 1 << 40, -1], np.int64), np.array([0.5, np.nan, -1], np.float32)
     identities, others = np.array([1, 2, 1 << 60], np.int64), np.array([3, 4, 0], np.int64)
-    rows = Ranks(["a", "b", "ü"], identities, ints, ints[::-1], others, floats, floats[::-1], floats)
+    rows = Ranks(["a", "b", "ü"], identities, ints, ints[::-1], ints, ints, others, floats, floats[::-1], floats, floats)
     histograms = {"mate": histogram(np.array([0.5, -1], np.float32))}
     data = write_ranks(rows, histograms)
     assert data == write_ranks(rows, histograms)

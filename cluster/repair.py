@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
 from cluster.embedding import Embeddings, read_embeddings
 from cluster.index import Gallery
@@ -35,17 +36,6 @@ from facemae.recognizer.onnx import OnnxRecognizer
 REASON = "cannot-be-protected"
 BATCH_SIZE = 1024
 """Exposed images that go through the rounds together; changes no byte of the output."""
-
-
-class Transform(Protocol):
-    """What an adaptive attacker does to the embeddings of protected images before it searches."""
-
-    def open(self) -> None:
-        """Load it, once a worker."""
-
-    def __call__(self, vectors: np.ndarray, identities: np.ndarray) -> np.ndarray:
-        """Unit rows (N, D) and labels int64 (N,) -> float16 (N, D), unit rows, each a function of its own row and label alone."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ class Attacker:
     ranks: str
     mates: str
     gallery: Gallery
-    transform: Transform | None = None
+    transform: QueryMap | None = None
 
     def exposed(self, shard: str, rank: int) -> set[str]:
         """Keys of the protected images of a shard whose original the measurement has within ``rank``."""
@@ -103,8 +93,7 @@ class Attacker:
 def traced(gallery: Gallery, vectors: np.ndarray, mate_similarity: np.ndarray, rank: int) -> np.ndarray:
     """Whether fewer than ``rank`` gallery images are strictly more similar than the mate, bool (N,). A tie counts for the attacker, and so
     does what an approximate search misses."""
-    scores, _ = gallery.search(vectors, rank)
-    return np.count_nonzero(scores > mate_similarity[:, None], axis=1) < rank
+    return gallery.search(vectors, 0, mate_similarity[:, None]).nearer[:, 0] < rank
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import repair
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery
+from cluster.index import Gallery, Neighbours
 from cluster.picture import decode, encode
 from cluster.processor import Unit
 from cluster.repair import REASON, Attacker, Repair, RepairProcessor, traced
@@ -38,11 +39,13 @@ class BruteForce:
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.calls = vectors, 0
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Neighbours:
+        assert (k, thresholds.shape[1]) == (0, 1)
         self.calls += 1
         scores = (vectors.astype(np.float64) @ self.vectors.astype(np.float64).T).astype(np.float32)
-        order = np.argsort(-scores, axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), order
+        found = Neighbours.none(len(vectors), 0, 1)
+        found.nearer[:] = np.count_nonzero(scores > thresholds, axis=1)[:, None]
+        return found
 
 
 class Negate:
@@ -130,7 +133,7 @@ class World:
                 output.commit(f"{shard:05d}", ShardData(sink.getvalue().to_pybytes(), len(rows), Labels()), **COMMIT)
             gallery = cast(Gallery, BruteForce(vectors))
             found.append(Attacker(recognizer, output.url, mates.url, gallery))
-        return [*found, replace(found[0], transform=Negate())]
+        return [*found, replace(found[0], transform=cast(QueryMap, Negate()))]
 
     def repair(self, num_rounds: int, shard: str = "00000", attackers: Sequence[Attacker] | None = None, **options: Any) -> ShardData:
         """One shard, in this process."""

@@ -101,7 +101,11 @@ def read_shard(dataset: Dataset, name: str, dim: int | None = None) -> Embedding
         return Embeddings([], np.empty(0, np.int64), np.empty((0, dim or 0), np.float16))
     where = f"{dataset.url}/{manifest.file}"
     try:
-        rows = read_embeddings(dataset.read(manifest))
+        data = dataset.read(manifest)
+    except ShardError as error:  # names the file
+        raise GalleryError(str(error)) from None
+    try:
+        rows = read_embeddings(data)
     except ShardError as error:
         raise GalleryError(f"{where}: {error}") from None
     if len(rows) != manifest.samples:

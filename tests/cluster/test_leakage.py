@@ -143,6 +143,43 @@ def _check_summary(output: Dataset, rows: dict[str, tuple[Any, ...]], identities
     assert (label["images"], label["traced"]) == (len(mine), sum(rank == 1 for rank in mine))
 
 
+def test_what_cells_leave_out_can_only_overstate_the_leakage(ray_session: None, tmp_path: Path) -> None:
+    originals, protected = faces()
+    gallery_set, queries = write_set(tmp_path / "original", originals), write_set(tmp_path / "protected", protected)
+    expected = brute_force(protected, originals, leave_out_own=False)
+    digests = []
+    for num_actors in (1, 2):
+        output = Dataset(str(tmp_path / f"ranks{num_actors}"), ".parquet")
+        options = GalleryOptions("IVF16,SQfp16", recall=0.6, num_actors=num_actors)
+        with Gallery(gallery_set.dataset, DIM, options) as gallery:
+            run_search(queries, gallery_set, gallery, output, name="search", options=StageOptions(num_workers=1))
+            assert 1 <= gallery.num_probes < 16
+        digests.append([manifest.sha256 for manifest in output.manifests()])
+    assert digests[0] == digests[1]
+    tables = [read_ranks(output.read(manifest))[0] for manifest in output.manifests()]
+    for table in tables:
+        for row, key in enumerate(table.key):  # fewer queries than the sample asks for: every one is searched exactly besides
+            image, person, others, mate, best, top = expected[key]
+            assert (table.exact_image[row], table.exact_identity[row], table.others[row]) == (image, person, others)
+            np.testing.assert_array_equal(
+                [table.mate_similarity[row], table.identity_similarity[row], table.exact_top[row]], [mate, best, top]
+            )
+            assert table.rank_image[row] <= image
+            assert table.rank_identity[row] <= person
+            assert table.top_similarity[row] <= top
+    assert sum(int((table.rank_image < table.exact_image).sum()) for table in tables) > 10, (
+        "the example must be one in which something is missed"
+    )
+    found = summarise(output).to_json(300)
+    truth = np.mean([row[0] == 1 for row in expected.values()])
+    assert found["image"]["cmc"][0] >= truth
+    assert found["sample"]["image"]["bounds"]["low"] <= truth <= found["sample"]["image"]["bounds"]["high"]
+    assert found["sample"]["queries"] == 300
+    with Gallery(gallery_set.dataset, DIM, options) as gallery:  # a second run finds everything done, without asking anybody
+        again = run_search(queries, gallery_set, gallery, output, name="search", options=StageOptions(num_workers=1))
+        assert (again.committed, gallery._actors) == (0, [])
+
+
 def test_a_set_searched_in_itself_leaves_each_image_out(ray_session: None, tmp_path: Path) -> None:
     originals, _ = faces()
     one = write_set(tmp_path / "original", originals)

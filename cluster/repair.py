@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
-from cluster.embedding import Embeddings, read_embeddings
+from cluster.embedded import read_shard
+from cluster.embedding import Embeddings
 from cluster.index import Gallery
+from cluster.leakage import Map
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
 from cluster.processor import Processor, Unit
@@ -35,17 +37,6 @@ from facemae.recognizer.onnx import OnnxRecognizer
 REASON = "cannot-be-protected"
 BATCH_SIZE = 1024
 """Exposed images that go through the rounds together; changes no byte of the output."""
-
-
-class Transform(Protocol):
-    """What an adaptive attacker does to the embeddings of protected images before it searches."""
-
-    def open(self) -> None:
-        """Load it, once a worker."""
-
-    def __call__(self, vectors: np.ndarray, identities: np.ndarray) -> np.ndarray:
-        """Unit rows (N, D) and labels int64 (N,) -> float16 (N, D), unit rows, each a function of its own row and label alone."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Attacker:
     ranks: str
     mates: str
     gallery: Gallery
-    transform: Transform | None = None
+    transform: Map | None = None
 
     def exposed(self, shard: str, rank: int) -> set[str]:
         """Keys of the protected images of a shard whose original the measurement has within ``rank``."""
@@ -78,9 +69,7 @@ class Attacker:
 
     def mates_of(self, shard: str) -> Embeddings:
         """The embeddings of a shard of originals."""
-        mates = Dataset(self.mates, ".parquet")
-        data = mates.read(mates.manifest(shard))
-        return read_embeddings(data) if data else Embeddings([], np.empty(0, np.int64), np.empty((0, self.recognizer.dim), np.float16))
+        return read_shard(Dataset(self.mates, ".parquet"), shard, self.recognizer.dim)
 
     def traces(self, pictures: np.ndarray, identities: np.ndarray, mates: np.ndarray, rank: int) -> np.ndarray:
         """Which protected pictures have their original within ``rank``.
@@ -103,8 +92,7 @@ class Attacker:
 def traced(gallery: Gallery, vectors: np.ndarray, mate_similarity: np.ndarray, rank: int) -> np.ndarray:
     """Whether fewer than ``rank`` gallery images are strictly more similar than the mate, bool (N,). A tie counts for the attacker, and so
     does what an approximate search misses."""
-    scores, _ = gallery.search(vectors, rank)
-    return np.count_nonzero(scores > mate_similarity[:, None], axis=1) < rank
+    return gallery.search(vectors, 0, mate_similarity[:, None]).nearer[:, 0] < rank
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.dataset import Dataset, Manifest
+from cluster.embedded import EmbeddedSet
 from cluster.index import Gallery
 from cluster.inputs import input_units, require_apart
-from cluster.leakage import EmbeddedSet
 from cluster.measurement import Measurement
 from cluster.processor import Unit
 from cluster.protect import describe_variants

@@ -15,7 +15,7 @@ import pytest
 from cluster import repair
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery
+from cluster.index import Gallery, Neighbours
 from cluster.picture import decode, encode
 from cluster.processor import Unit
 from cluster.repair import REASON, Attacker, Repair, RepairProcessor, traced
@@ -38,17 +38,20 @@ class BruteForce:
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.calls = vectors, 0
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Neighbours:
         self.calls += 1
         scores = (vectors.astype(np.float64) @ self.vectors.astype(np.float64).T).astype(np.float32)
-        order = np.argsort(-scores, axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), order
+        nearer = (scores[:, None, :] > thresholds[:, :, None]).sum(axis=2)
+        return replace(Neighbours.none(len(vectors), k, thresholds.shape[1]), nearer=nearer)
 
 
 class Negate:
     """An adaptive attacker who knows that pictures were inverted."""
 
     opened = False
+
+    def describe(self) -> dict[str, Any]:
+        return {"map": "negate"}
 
     def open(self) -> None:
         self.opened = True

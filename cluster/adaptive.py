@@ -17,14 +17,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.dataset import Dataset
-from cluster.index import GalleryError, require_unit_rows
-from cluster.leakage import EmbeddedSet, require_same_recognizer
-from cluster.leakage import _embeddings as embeddings_of
-from cluster.leakage import _places as places_of
-from cluster.leakage import _take as take
+from cluster.embedded import EmbeddedSet, GalleryError, places, read_shard, require_same_recognizer, require_unit_rows, take
 from cluster.lookahead import ahead_map
 from cluster.secret import KeyMap, SecretError
-from cluster.shard import ShardError, sha256_hex
+from cluster.shard import sha256_hex
 from cluster.store import NotFound, StoreError, read_url
 from facemae.adaptive import AdaptiveError, AdaptiveMaps
 from facemae.adaptive_fit import fit_maps
@@ -45,6 +41,10 @@ class QueryMap:
     def __init__(self, url: str, sha256: str) -> None:
         self.url, self.sha256 = url, sha256
         self._maps: AdaptiveMaps | None = None
+
+    def describe(self) -> dict[str, str]:
+        """The digest of the maps."""
+        return {"sha256": self.sha256}
 
     def open(self) -> None:
         """Load the maps. Raises GalleryError when there are none, or others than the sha256 says."""
@@ -135,16 +135,13 @@ def _pairs(urls: tuple[str, str], dim: int, seed: int, new_key: KeyMap | None) -
 
 def _read(protected: Dataset, originals: Dataset, shard: str, dim: int, new_key: KeyMap | None) -> Rows:
     """The pairs of one shard. Raises GalleryError, naming it."""
-    try:
-        queries = embeddings_of(protected, shard)
-        gallery = embeddings_of(originals, shard) if len(queries) else queries
-    except ShardError as error:
-        raise GalleryError(f"shard {shard} of {protected.url} or {originals.url}: {error}") from None
-    places = places_of(queries, gallery, shard, new_key)
-    queries, places = take(queries, places >= 0), places[places >= 0]
-    if not len(places):
+    queries = read_shard(protected, shard)
+    gallery = read_shard(originals, shard) if len(queries) else queries
+    mates = places(queries, gallery, shard, new_key)
+    queries, mates = take(queries, mates >= 0), mates[mates >= 0]
+    if not len(mates):
         return _nothing(dim)
-    found = gallery.vectors[places]
+    found = gallery.vectors[mates]
     require_unit_rows(queries.vectors, dim, f"{protected.url}, shard {shard}")
     require_unit_rows(found, dim, f"{originals.url}, shard {shard}")
     return queries.vectors, found, queries.identities

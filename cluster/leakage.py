@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedded import EmbeddedSet, GalleryError, places, read_shard, require_same_recognizer, require_unit_rows, take
 from cluster.embedding import Embeddings
@@ -44,22 +45,6 @@ CALIBRATION = 512
 """Queries by which the number of probed cells is chosen."""
 
 
-class Map(Protocol):
-    """What an adaptive attacker does to a query before searching; see cluster.adaptive."""
-
-    def describe(self) -> dict[str, Any]:
-        """What determines it."""
-        ...
-
-    def open(self) -> None:
-        """Load it, once a worker."""
-        ...
-
-    def __call__(self, vectors: np.ndarray, identities: np.ndarray) -> np.ndarray:
-        """float16 (N, D) unit rows for unit rows (N, D) of these identities."""
-        ...
-
-
 class LeakageProcessor(Processor[Unit]):
     """Ranks of one shard of queries in a gallery.
 
@@ -79,7 +64,7 @@ class LeakageProcessor(Processor[Unit]):
         gallery: Gallery,
         seed: int = 0,
         rekey: tuple[str, str] | None = None,
-        query_map: Map | None = None,
+        query_map: QueryMap | None = None,
         sample: int = SAMPLE,
     ) -> None:
         self._rekey, self._map = rekey, query_map
@@ -216,7 +201,7 @@ def run_search(
     seed: int = 0,
     options: StageOptions | None = None,
     rekey: tuple[str, str] | None = None,
-    query_map: Map | None = None,
+    query_map: QueryMap | None = None,
     say: Callable[[str], None] = print,
 ) -> StageResult:
     """Search every query of a set into ``output``, a data set of ranks (suffix .parquet). Resumable, like every stage.

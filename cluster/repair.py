@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
 from cluster.embedded import read_shard
 from cluster.embedding import Embeddings
 from cluster.index import Gallery
-from cluster.leakage import Map
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
 from cluster.processor import Processor, Unit
@@ -55,7 +55,7 @@ class Attacker:
     ranks: str
     mates: str
     gallery: Gallery
-    transform: Map | None = None
+    transform: QueryMap | None = None
 
     def exposed(self, shard: str, rank: int) -> set[str]:
         """Keys of the protected images of a shard whose original the measurement has within ``rank``."""

@@ -103,7 +103,7 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
 
 
 def _bound(attacker: Mapping[str, Any], mate: str, limit: float) -> Bound:
-    search, name = attacker["leakage"], attacker["recognizer"]["name"]
+    search, name = attacker["leakage"], attacker["name"]
     curve, left_out = search[mate], search["left_out"]
     high = curve["high"][0] if curve and curve["queries"] else None
     if high is None or not 0 <= high <= 1:  # a NaN is nothing measured either

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Manifest
 from cluster.embedded import EmbeddedSet
 from cluster.index import Gallery
@@ -21,6 +22,7 @@ from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.shard import sha256_hex
 from cluster.stage import run_stage
+from cluster.store import join_url
 from facemae.recognizer.onnx import OnnxRecognizer
 from jobs.summary import print_summary
 
@@ -101,17 +103,15 @@ def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRe
 def _attackers(
     config: ProtectConfig, measurement: Measurement, recognizers: Sequence[OnnxRecognizer], galleries: ExitStack
 ) -> Iterator[Attacker]:
-    """Every attacker of the measurement, with its gallery. Raises ValueError for one that cannot be asked again: a repair that is checked
-    by fewer attackers than measured would pass what the others trace."""
+    """Every attacker of the measurement, adaptive ones included, with its gallery."""
     held = dict[str, tuple[str, Gallery]]()
     for part, recognizer in zip(measurement.attackers, recognizers, strict=True):
         if recognizer.sha256 not in held:  # an adaptive attacker searches the same originals as the network it is made of
             originals = EmbeddedSet.open(config.input, part["recognizer"]["name"]).dataset
             held[recognizer.sha256] = originals.url, galleries.enter_context(Gallery(originals, recognizer.dim))
-        ranks = measurement.ranks(part)
-        if ranks.description()["lineage"]["config"].get("adaptive"):
-            raise ValueError(f"{ranks.url} is of an adaptive attacker, and a repair takes none: measure without it, repair, then with it")
-        yield Attacker(recognizer, ranks.url, *held[recognizer.sha256])
+        adaptive = part["adaptive"]
+        query_map = QueryMap(join_url(measurement.url, adaptive["file"]), adaptive["sha256"]) if adaptive else None
+        yield Attacker(recognizer, measurement.ranks(part).url, *held[recognizer.sha256], query_map)
 
 
 def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str, Any], attackers: Sequence[Attacker]) -> Repair:

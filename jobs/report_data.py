@@ -144,9 +144,11 @@ class Recognizer:
 
 @dataclass(frozen=True)
 class Attacker:
-    """What one recogniser finds: protected -> original, original -> original and protected -> protected."""
+    """What one recogniser finds, plain or with an adaptive map: protected -> original, original -> original, protected -> protected."""
 
+    name: str
     recognizer: Recognizer
+    adaptive: Mapping[str, Any] | None
     leakage: Search
     reference: Search
     utility: Search

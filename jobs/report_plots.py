@@ -61,7 +61,7 @@ class Panel:
 
 def cmc_panels(attacker: Attacker) -> list[Panel]:
     """CMC curves of one attacker, the same image and the same identity on one scale."""
-    name = attacker.recognizer.name
+    name = attacker.name
     image, identity = attacker.leakage.image, attacker.leakage.identity
     by_person = [(REFERENCE, attacker.reference.identity), (UTILITY, attacker.utility.identity), (LEAKAGE, identity)]
     panels = {"The same image": [(LEAKAGE, image)], "Another image of the same person": by_person}
@@ -88,7 +88,7 @@ def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
     span = float(edges[max(filled[0] - 2 * step, 0)]), float(edges[min(filled[-1] + 2 * step + 1, bins.bins)])
     searches = {title: {name: _joined(counts, step) for name, counts in found.items()} for title, found in searches.items()}
     edges = edges[::step]
-    name = attacker.recognizer.name
+    name = attacker.name
     return [Panel(title, _histogram(found, edges, span, f"Similarities by {name}: {title}")) for title, found in searches.items()]
 
 

@@ -68,6 +68,9 @@ def gather_steps(measurement: Measurement, output: str) -> list[Step]:
     steps = [_image_step(name, sets[role]) for name, role in (("ingest", "original"), ("protect", "protected"))]
     for attacker in measurement.attackers:
         name = attacker.recognizer.name
+        if attacker.adaptive:  # its other searches, and the embeddings, are the plain attacker's
+            steps.append(_search_step(f"search protected → original, {attacker.name}", output, attacker.leakage))
+            continue
         for role, image_set in sets.items():
             steps.append(_step(f"embed {role}, {name}", join_url(image_set.url, "embeddings", name)))
         searches = {"protected → original": attacker.leakage, "original → original": attacker.reference}

@@ -7,7 +7,7 @@ from jobs.report_data import WEAK_ATTACKER, CurveData, Measurement
 
 def headline(measurement: Measurement) -> str:
     """The page's first sentence."""
-    name, curve = measurement.worst.recognizer.name, measurement.worst.leakage.image
+    name, curve = measurement.worst.name, measurement.worst.leakage.image
     if curve is None:
         return f"No protected image could be looked for by {name}."
     most = "" if measurement.search == "exact" else "at most "  # an approximate search can only overstate

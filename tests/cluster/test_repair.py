@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import repair
+from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, Neighbours
@@ -39,19 +40,18 @@ class BruteForce:
         self.vectors, self.calls = vectors, 0
 
     def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Neighbours:
+        assert (k, thresholds.shape[1]) == (0, 1)
         self.calls += 1
         scores = (vectors.astype(np.float64) @ self.vectors.astype(np.float64).T).astype(np.float32)
-        nearer = (scores[:, None, :] > thresholds[:, :, None]).sum(axis=2)
-        return replace(Neighbours.none(len(vectors), k, thresholds.shape[1]), nearer=nearer)
+        found = Neighbours.none(len(vectors), 0, 1)
+        found.nearer[:] = np.count_nonzero(scores > thresholds, axis=1)[:, None]
+        return found
 
 
 class Negate:
     """An adaptive attacker who knows that pictures were inverted."""
 
     opened = False
-
-    def describe(self) -> dict[str, Any]:
-        return {"map": "negate"}
 
     def open(self) -> None:
         self.opened = True
@@ -133,7 +133,7 @@ class World:
                 output.commit(f"{shard:05d}", ShardData(sink.getvalue().to_pybytes(), len(rows), Labels()), **COMMIT)
             gallery = cast(Gallery, BruteForce(vectors))
             found.append(Attacker(recognizer, output.url, mates.url, gallery))
-        return [*found, replace(found[0], transform=Negate())]
+        return [*found, replace(found[0], transform=cast(QueryMap, Negate()))]
 
     def repair(self, num_rounds: int, shard: str = "00000", attackers: Sequence[Attacker] | None = None, **options: Any) -> ShardData:
         """One shard, in this process."""

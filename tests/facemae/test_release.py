@@ -20,7 +20,7 @@ def curve(high: float, queries: int = 100) -> Curve:
 
 
 def attacker(name: str, image: Curve, identity: Curve = None, left_out: int = 0) -> dict[str, Any]:
-    return {"recognizer": {"name": name}, "leakage": {"image": image, "identity": identity, "left_out": left_out}}
+    return {"name": name, "leakage": {"image": image, "identity": identity, "left_out": left_out}}
 
 
 def report(*attackers: dict[str, Any]) -> Mapping[str, Any]:

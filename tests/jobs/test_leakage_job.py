@@ -17,7 +17,8 @@ from cluster.embedding import Embeddings, read_embeddings
 from facemae.curve import Curve, depths
 from facemae.leakage import Leakage
 from jobs import embed, ingest, protect
-from jobs.leakage import _report, _table, main
+from jobs.leakage import _report, main
+from jobs.leakage_table import table_of
 
 DIM = 24
 
@@ -109,13 +110,15 @@ def test_the_worst_attacker_leads() -> None:
         curves = [Curve.of(ranks, labels, 50, others) for ranks, others in zip(found, (None, labels), strict=True)]
         none = Curve.of(np.full(40, -1), labels, 50)
         leakage, reference = Leakage(curves[0], curves[1]).to_json(50), Leakage(none, none).to_json(50)
-        return {"recognizer": {"name": name}, "leakage": {**leakage, "left_out": left_out}, "reference": reference, "utility": reference}
+        exact = {"search": "exact"}
+        searches = {"leakage": {**leakage, **exact, "left_out": left_out}, "reference": reference | exact, "utility": reference | exact}
+        return {"name": name, "recognizer": {"name": name}, "adaptive": None, **searches}
 
     sets = {"original": {"samples": 50}, "protected": {"samples": 40}}
     report = _report(sets, [attacker("mild", 2, 9), attacker("worst", 4, 3, left_out=7), attacker("weak", 2, 1)])
-    assert [one["recognizer"]["name"] for one in report["attackers"]] == ["worst", "mild", "weak"]
+    assert [one["name"] for one in report["attackers"]] == ["worst", "mild", "weak"]
     assert report["worst_attacker"] == "worst"
-    lines = list(_table(report))
+    lines = list(table_of(report))
     # both images of two people in twenty: Wilson's interval of 2 in 20
     assert re.search(r"^worst +the same image +10\.00 \[2\.79, 30\.10\] +10\.00 +10\.00 +2\.00 +-$", lines[2])
     assert "no identity has two images" in lines[4]

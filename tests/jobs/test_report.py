@@ -280,7 +280,7 @@ def test_what_is_inserted_is_escaped(edited: Callable[[Edit], Path]) -> None:
     name = "<script>alert('$x$')</script>"
 
     def change(content: dict[str, Any]) -> None:
-        content["attackers"][0]["recognizer"]["name"] = name
+        content["attackers"][0]["name"] = name
         content["original"]["url"] += "/</pre><img src=x>"
 
     page = render(edited(change))

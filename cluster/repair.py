@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, Manifest, ShardData
-from cluster.embedding import Embeddings, read_embeddings
+from cluster.embedded import read_shard
+from cluster.embedding import Embeddings
 from cluster.index import Gallery
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
@@ -68,9 +69,7 @@ class Attacker:
 
     def mates_of(self, shard: str) -> Embeddings:
         """The embeddings of a shard of originals."""
-        mates = Dataset(self.mates, ".parquet")
-        data = mates.read(mates.manifest(shard))
-        return read_embeddings(data) if data else Embeddings([], np.empty(0, np.int64), np.empty((0, self.recognizer.dim), np.float16))
+        return read_shard(Dataset(self.mates, ".parquet"), shard, self.recognizer.dim)
 
     def traces(self, pictures: np.ndarray, identities: np.ndarray, mates: np.ndarray, rank: int) -> np.ndarray:
         """Which protected pictures have their original within ``rank``.

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster import attempt, release
-from cluster.dataset import IO_THREADS, Dataset, Labels, Manifest, index_of, totals
+from cluster.accounting import index_of, totals
+from cluster.dataset import IO_THREADS, Dataset, Labels, Manifest
 from cluster.shard import Sample, ShardError, read_samples
 from cluster.store import PROBE, NotFound, StoreError, Unfinished
 

@@ -93,7 +93,8 @@ def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) ->
 def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRecognizer]:
     """The attackers' networks, in the order of the report. Raises ValueError when one is not among --recognizer."""
     files = {sha256_hex(Path(file).read_bytes()): file for file in config.recognizer}
-    missing = [each["recognizer"]["name"] for each in measurement.attackers if each["recognizer"]["sha256"] not in files]
+    needed = {each["recognizer"]["name"]: each["recognizer"]["sha256"] for each in measurement.attackers}
+    missing = [name for name, sha256 in needed.items() if sha256 not in files]
     if missing:
         raise ValueError(f"--recognizer lacks {', '.join(missing)}: a repair needs the very files that {measurement.url} was measured with")
     described = [attacker["recognizer"] for attacker in measurement.attackers]
@@ -129,7 +130,7 @@ def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str,
     record = {
         "of": measurement.report["protected"]["fingerprint"],
         "leakage": measurement.sha256,
-        "attackers": [attacker.recognizer.describe() for attacker in attackers],
+        "attackers": [{**part["recognizer"], "name": part["name"], "adaptive": _map_of(part)} for part in measurement.attackers],
         "rank": config.repair_rank,
         "protection": base,
         "skip": skip,
@@ -140,11 +141,16 @@ def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str,
     return Repair(*roots, config.method, options, skip, attackers, config.repair_rank, {**lineage, "repair": record}, device=config.device)
 
 
+def _map_of(part: Mapping[str, Any]) -> str | None:
+    """The sha256 of an adaptive attacker's maps."""
+    return part["adaptive"]["sha256"] if part["adaptive"] else None
+
+
 def _lines(manifests: Sequence[Manifest], plan: Repair) -> Iterator[str]:
     """What became of the exposed images."""
     counts: Counter[str] = sum((Counter(manifest.counts) for manifest in manifests), Counter())
     rounds = plan.config["repair"]["rounds"]
-    attackers = " or ".join(attacker.recognizer.name for attacker in plan.attackers)
+    attackers = " or ".join(each["name"] for each in plan.config["repair"]["attackers"])
     yield f"{counts['exposed']} images were traced (rank {plan.rank} or better by {attackers}), {counts['copied']} copied as they were"
     for number, each in enumerate(rounds, 1):
         if repaired := counts[f"repaired_{number:02d}"]:

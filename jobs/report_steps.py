@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.dataset import IO_THREADS, Dataset, Manifest, totals
+from cluster.accounting import totals
+from cluster.dataset import IO_THREADS, Dataset, Manifest
 from cluster.shard import ShardError, read_ledger
 from cluster.store import NotFound, StoreError, join_url, open_store
 from jobs.report_data import ImageSet, Measurement, Search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_a_resumed_run_keeps_a_release(dataset: Dataset) -> None:
         data = dataset.store.get("dataset.json")
         assert finished_again(dataset)["release"]
         assert dataset.store.get("dataset.json") == data
+
+
+def test_a_finished_run_started_again_keeps_a_release(make_dataset: Callable[..., Dataset], tmp_path: Path) -> None:
+    dataset = make_dataset(str(tmp_path / "set"), "synthetic:ids=2,images=2")
+    content = dataset.description()
+    grant(dataset, replace(EVIDENCE, fingerprint=content["lineage"]["fingerprint"], samples=content["samples"]))
+    data = dataset.store.get("dataset.json")
+    make_dataset(str(tmp_path / "set"), "synthetic:ids=2,images=2")
+    assert dataset.description()["released"] is True
+    assert dataset.store.get("dataset.json") == data
 
 
 def _other_pixels(dataset: Dataset) -> None:

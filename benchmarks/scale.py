@@ -34,7 +34,7 @@ from benchmarks.memory import PeakMemory
 from cluster.dataset import Dataset
 from cluster.embedded import EmbeddedSet, places, read_shard
 from cluster.index import Gallery, GalleryOptions
-from cluster.leakage import run_search
+from cluster.leakage import SAMPLE, run_search
 from cluster.quantizer import ITERATIONS, SAMPLES_PER_CELL
 from cluster.ranks import read_ranks
 from cluster.session import session
@@ -115,10 +115,8 @@ def _measure(images: int, folder: Path, memory: PeakMemory, arguments: argparse.
         protected = synthetic_set(folder / "protected", source, "protected", searched)
     options = GalleryOptions(arguments.factory, arguments.recall, num_actors=arguments.actors)
     with Gallery(originals.dataset, arguments.dim, options) as gallery:
-        started = time.time()
         with phases.phase("build"):
             gallery.load()
-        trained = [path.stat().st_mtime - started for path in folder.glob("original.index-*/quantizer.safetensors")]
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         ranks = Dataset(str(folder / "ranks"), ".parquet")
         with phases.phase("search"):
@@ -131,10 +129,11 @@ def _measure(images: int, folder: Path, memory: PeakMemory, arguments: argparse.
         "nearest": float((found.scores[:, 0] == truth.scores[:, 0]).mean()),
         "mate": float(((found.nearer > 0) == (truth.nearer > 0)).mean()),
     }
-    result = {"images": source.num_images, "queries": protected.samples, "sample": len(vectors), "disk": disk, "phases": phases.found}
+    result = {"images": source.num_images, "queries": protected.samples, "sample": len(vectors), "disk": disk, "cores": arguments.cpus}
+    result["phases"] = phases.found
     result |= {"index": gallery.choice.factory, "cells": gallery.choice.num_cells, "probes": gallery.num_probes}
     result |= {"scanned": float(found.scanned.mean()), "recall": recall, "leak": _recovered(ranks, source)}
-    result["rates"] = _rates(result, trained, done.seconds) if arguments.dim == 512 else {}
+    result["rates"] = _rates(result, done.seconds) if arguments.dim == 512 else {}
     print(f"  {result['index']}, {result['probes']} probed; recall {recall}; {result['leak']}")
     return result
 
@@ -151,13 +150,15 @@ def _sample(protected: EmbeddedSet, originals: EmbeddedSet, count: int) -> tuple
     return np.concatenate(vectors), np.concatenate(mates)[:, None]
 
 
-def _rates(result: Mapping[str, Any], trained: Sequence[float], searching: float) -> dict[str, float]:
-    """What jobs/rates.yaml wants: similarities/s of training, building and searching, and the cells probed."""
-    cells = result["cells"]
-    rates = {"index_search": result["queries"] * (cells + result["scanned"]) / searching}
-    if trained:
-        rates["quantiser"] = ITERATIONS * SAMPLES_PER_CELL * cells**2 / trained[0]
-        rates["index_build"] = result["images"] * cells / (result["phases"]["build"]["seconds"] - trained[0])
+def _rates(result: Mapping[str, Any], searching: float) -> dict[str, float]:
+    """What jobs/rates.yaml wants: similarities/s where nothing else is done, and what building and searching take beside them."""
+    images, cells, queries, phases = result["images"], result["cells"], result["queries"], result["phases"]
+    similarities = result["sample"] * images / phases["exact"]["seconds"]
+    compared = queries * (cells + result["scanned"]) + (min(SAMPLE, queries) * images if result["probes"] < cells else 0)
+    rates = {"similarities": similarities, "index_search": queries / max(searching - compared / similarities, 1e-9)}
+    if cells:
+        trained = ITERATIONS * SAMPLES_PER_CELL * cells**2 / (similarities / result["cores"])  # on one core
+        rates["index_build"] = images / max(phases["build"]["seconds"] - trained - images * cells / similarities, 1e-9)
         rates["index_probes"] = result["probes"]
     return rates
 

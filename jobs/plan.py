@@ -189,22 +189,23 @@ def _stage_times(config: PlanConfig, rates: Mapping[str, Rate]) -> Iterator[Line
 
 
 def _index_times(config: PlanConfig, choice: Choice, probes: float | None, rates: Mapping[str, Rate]) -> Iterator[Line]:
-    """Hours of building the indexes and of the searches, by the similarities that they compute."""
-    builds, searches, scale = GALLERIES * config.attackers, SEARCHES * config.attackers, config.dim / MEASURED_DIM
-    cells = choice.num_cells
-    training = builds * ITERATIONS * SAMPLES_PER_CELL * cells**2 * scale
-    work = f"{builds} x {ITERATIONS} x {SAMPLES_PER_CELL} x cells^2 x dim/{MEASURED_DIM}, on one core"
+    """Hours of building the indexes and of the searches: what each image or query takes, and the similarities that are computed."""
+    builds, searches, cells, images = GALLERIES * config.attackers, SEARCHES * config.attackers, choice.num_cells, config.num_images
+    scale, per_dim = config.dim / MEASURED_DIM, f"dim/{MEASURED_DIM}"
     if not choice.exact:
-        yield _on_cores(f"quantiser x {builds}", training, "quantiser", config, rates, work, cores=1)
-        work = f"{builds} x images x cells x dim/{MEASURED_DIM}"
-        yield _on_cores(f"index build x {builds}", builds * config.num_images * cells * scale, "index_build", config, rates, work)
-    name = f"search x {searches}"
+        work = f"{builds} x {ITERATIONS} x {SAMPLES_PER_CELL} x cells^2 x {per_dim}"
+        training = builds * ITERATIONS * SAMPLES_PER_CELL * cells**2 * scale
+        yield _on_cores(f"quantiser x {builds}", training, "similarities", config, rates, f"{work}, on one core", cores=1)
+        yield _on_cores(f"index: path x {builds}", builds * images, "index_build", config, rates, f"{builds} x images")
+        work = f"{builds} x images x cells x {per_dim}"
+        yield _on_cores(f"index: cells x {builds}", builds * images * cells * scale, "similarities", config, rates, work)
+    yield _on_cores(f"search: path x {searches}", searches * images, "index_search", config, rates, f"{searches} x images")
     if probes is None:
-        yield Line("time", name, None, "h", "not measured", "the cells probed are not known")
+        yield Line("time", f"search x {searches}", None, "h", "not measured", "the cells probed are not known")
         return
-    compared = config.num_images if choice.exact else cells + probes * config.num_images / cells
-    work = f"{searches} x images x {'images' if choice.exact else '(cells + probes x images/cells)'} x dim/{MEASURED_DIM}"
-    yield _on_cores(name, searches * config.num_images * compared * scale, "index_search", config, rates, work)
+    compared = images if choice.exact else cells + probes * images / cells
+    work = f"{searches} x images x {'images' if choice.exact else '(cells + probes x images/cells)'} x {per_dim}"
+    yield _on_cores(f"search x {searches}", searches * images * compared * scale, "similarities", config, rates, work)
 
 
 def _on_cores(

@@ -13,7 +13,7 @@ from jobs.plan import SEARCHES, PlanConfig, main, plan
 from jobs.plan_line import Line
 from jobs.rates import Rate, load_rates
 
-NAMES = ("ingest", "embed", "protect_path", "protect_facemae", "quantiser", "index_build", "index_search", "index_probes")
+NAMES = ("ingest", "embed", "protect_path", "protect_facemae", "similarities", "index_build", "index_search", "index_probes")
 RATES = {name: Rate(1000.0, "a second", 2, "w", "c", "h", load_rates()["protect_path"].date, "0") for name in NAMES}
 BASES = {"measured", "extrapolated", "computed", "given", "not measured"}
 
@@ -33,7 +33,7 @@ def _value(lines: dict[tuple[str, str], Line], part: str, name: str) -> float:
 
 def test_the_time_of_all_steps_is_their_sum() -> None:
     times = [line.value for (part, _), line in _lines().items() if part == "time"]
-    assert len(times) == 7
+    assert len(times) == 9
     *steps, total = (value for value in times if value is not None)
     assert total == pytest.approx(sum(steps))
 
@@ -48,9 +48,9 @@ def test_twice_the_images_is_twice_of_what_is_linear(monkeypatch: pytest.MonkeyP
     same = Choice("IVF64,SQfp16", 64, 16, 4, 1036, "")
     monkeypatch.setattr(plan_module, "choose", lambda *_, **__: same)
     once, twice = _lines(images=1e6), _lines(images=2e6)
-    linear = [key for key in once if key[0] == "disk" or (key[0] == "time" and not key[1].startswith(("search", "quantiser", "all")))]
+    linear = [key for key in once if key[0] == "disk" or (key[0] == "time" and not key[1].startswith(("search x", "quantiser", "all")))]
     linear += [("index", "memory of an actor"), ("index", "memory of all actors"), ("traffic", "all searches")]
-    assert len(linear) == 10
+    assert len(linear) == 12
     for part, name in linear:
         assert _value(twice, part, name) == pytest.approx(2 * _value(once, part, name)), name
     assert _value(twice, "time", "search x 3") > 2 * _value(once, "time", "search x 3")

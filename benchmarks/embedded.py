@@ -18,8 +18,8 @@ from cluster.stage import run_stage
 from facemae.synthetic_embeddings import SyntheticEmbeddings
 
 IMAGES_EACH = 20
-WITHIN = 0.35
-"""Mean cosine of two images of a person: at 0.4 the nearest is nearly always in the first cell probed, at 0.3 anywhere."""
+WITHIN = 0.45
+"""Mean cosine of two images of a person. The nearest is nearly always in the first cell probed at 0.5, and may be anywhere at 0.35."""
 SHARD_PEOPLE = 500
 
 

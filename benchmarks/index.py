@@ -121,7 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--within", type=float, default=WITHIN, help="mean cosine of two images of a person: how hard the search is")
     parser.add_argument("--recall", type=float, default=0.99)
-    parser.add_argument("--cells", type=int, default=0, help="of the peers' inverted lists; 0: 4 sqrt(images)")
+    parser.add_argument("--cells", type=int, default=0, help="of ours and of FAISS's; 0: as each has it by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--autofaiss-python", help="python of an environment with autofaiss; without it, it is left out")
     parser.add_argument("--folder", type=Path, help="where the embeddings go, 3 KB an image; a temporary folder by default")

@@ -34,7 +34,7 @@ class Options:
         k: neighbours a query.
         threads: in all.
         recall: share of queries whose nearest must be found.
-        cells: of the peers' inverted lists; 0: 4 sqrt(N), as FAISS's guidelines have it.
+        cells: of every index of cells; 0 takes for ours what cluster.index_choice would, for FAISS 4 sqrt(N), as its guidelines have it.
         batch: queries that ours are given at once; the peers get all.
     """
 
@@ -180,7 +180,7 @@ class Ours(Method):
         from cluster.dataset import Dataset
         from cluster.index import Gallery, GalleryOptions
 
-        factory = f"IVF{_power_of_two(len(self.gallery))},SQfp16" if self.factory == "cells" else self.factory
+        factory = f"IVF{self.options.cells or _power_of_two(len(self.gallery))},SQfp16" if self.factory == "cells" else self.factory
         options = GalleryOptions(factory, self.options.recall, num_actors=self.options.threads, threads=1)
         self.index = Gallery(Dataset(str(self.folder / "shards"), ".parquet"), self.queries.shape[1], options)
         self.index.load()

@@ -11,7 +11,7 @@ not depend on the number of actors, threads or queries at once, nor on CPU or GP
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,8 @@ from cluster.store import StoreError
 
 MAX_RESTARTS = 3
 """Times that one actor is rebuilt from the store after its process or node was lost."""
+BLOCK_QUERIES = 4096
+"""Queries that are routed at once; changes no result."""
 
 
 @dataclass(frozen=True)
@@ -191,16 +193,21 @@ class Gallery:
         thresholds = np.empty((len(vectors), 0), np.float32) if thresholds is None else thresholds
         found = Neighbours.none(len(vectors), k, thresholds.shape[1])
         if exact or self.exact:
-            shared = ray.put(vectors)
-            everyone = np.arange(len(vectors))
-            for answer in self._ask("search", [(actor, (shared, k, thresholds, None)) for actor in range(len(self._actors))]):
-                found.add(everyone, *answer)
-            return found
-        routes = self.routes(vectors)
-        calls = [(r.owner, (vectors[r.queries], k, thresholds[r.queries], r.cells)) for r in routes]
-        for r, answer in zip(routes, self._ask("search", calls), strict=True):
-            found.add(r.queries, *answer)
+            shared, everyone = ray.put(vectors), np.arange(len(vectors))
+            calls = [(everyone, actor.search.remote(shared, k, thresholds, None)) for actor in self._actors]
+        else:
+            calls = list(self._calls(vectors, k, thresholds))
+        for (queries, _), answer in zip(calls, _answers([call for _, call in calls]), strict=True):
+            found.add(queries, *answer)
         return found
+
+    def _calls(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Iterator[tuple[np.ndarray, ray.ObjectRef]]:
+        """Ask the owners of the probed cells, block by block: they search one while the cells of the next are looked up here."""
+        for start in range(0, len(vectors), BLOCK_QUERIES):
+            block, limits = vectors[start : start + BLOCK_QUERIES], thresholds[start : start + BLOCK_QUERIES]
+            for r in self.routes(block):
+                search = self._actors[r.owner].search
+                yield start + r.queries, search.remote(block[r.queries], k, limits[r.queries], r.cells)
 
     def routes(self, vectors: np.ndarray) -> list[Route]:
         """Who is asked for which cells. Raises ValueError for an index without cells."""
@@ -221,12 +228,15 @@ class Gallery:
         """
         self.load()
         queries = [np.flatnonzero(np.isin(identities, held)) for held in ray.get(self._identities)]
-        owners = [actor for actor, chosen in enumerate(queries) if len(chosen)]
-        calls = [(actor, (vectors[queries[actor]], identities[queries[actor]], left_out[queries[actor]])) for actor in owners]
+        calls = [
+            (chosen, actor.same_identity.remote(vectors[chosen], identities[chosen], left_out[chosen]))
+            for actor, chosen in zip(self._actors, queries, strict=True)
+            if len(chosen)
+        ]
         total, best = np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, np.float32)
-        for actor, (counts, highest) in zip(owners, self._ask("same_identity", calls), strict=True):
-            total[queries[actor]] += counts
-            best[queries[actor]] = np.maximum(best[queries[actor]], highest)
+        for (chosen, _), (counts, highest) in zip(calls, _answers([call for _, call in calls]), strict=True):
+            total[chosen] += counts
+            best[chosen] = np.maximum(best[chosen], highest)
         return total, np.where(total > 0, best, np.float32(np.nan))
 
     def calibrate(self, vectors: np.ndarray, thresholds: np.ndarray | None = None, recall: float | None = None) -> float:
@@ -269,10 +279,6 @@ class Gallery:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def _ask(self, method: str, calls: Sequence[tuple[int, tuple[Any, ...]]]) -> list[Any]:
-        """The answers of some actors, each asked its own."""
-        return _answers([getattr(self._actors[actor], method).remote(*arguments) for actor, arguments in calls])
 
 
 def _answers(calls: Sequence[ray.ObjectRef]) -> list[Any]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load, save
 
 from cluster.store import StoreError
-from facemae.scan import Rows, Scan, rounding
+from facemae.scan import Rows, Scan, rounding, tensor
 
 SAMPLES_PER_CELL = 64
 """Images of the training sample for each cell; FAISS asks for 39 or more."""
@@ -61,7 +61,8 @@ class Quantizer:
     def _nearest(self, vectors: np.ndarray, num_probes: int) -> np.ndarray:
         if num_probes == len(self):
             return np.tile(np.arange(len(self), dtype=np.int32), (len(vectors), 1))
-        scores = torch.cat([torch.from_numpy(vectors.astype(np.float32)) @ block.T for _, block in self._rows.blocks(0, len(self))], 1)
+        queries = tensor(vectors).float()
+        scores = torch.cat([queries @ block.T for _, block in self._rows.blocks(0, len(self))], 1)
         values, cells = scores.topk(num_probes + 1, 1)
         found = cells[:, :num_probes].numpy().astype(np.int32)
         close = np.flatnonzero((values[:, -2] - values[:, -1] <= 2 * rounding(self._rows.dim)).numpy())

@@ -58,7 +58,7 @@ class Rows:
             if self._resident is not None:
                 yield start, self._resident[start:stop].float()
             else:
-                yield start, _tensor(self.vectors[start:stop]).float()
+                yield start, tensor(self.vectors[start:stop]).float()
 
 
 class Scan:
@@ -78,7 +78,7 @@ class Scan:
 
     def __init__(self, rows: Rows, vectors: np.ndarray, k: int, thresholds: np.ndarray | None = None, width: int | None = None) -> None:
         self._rows, self._vectors, self._k = rows, vectors, k
-        self._queries = _tensor(vectors).to(rows.device).float()
+        self._queries = tensor(vectors).to(rows.device).float()
         thresholds = np.empty((len(vectors), 0), np.float32) if thresholds is None else thresholds
         self._thresholds, self._error = thresholds, rounding(rows.dim)
         self._limits = torch.from_numpy(np.ascontiguousarray(thresholds, np.float32)).to(rows.device)
@@ -163,7 +163,7 @@ class Scan:
         return wider.nearest()
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor that shares the array's memory; it is only read, so an array that may not be written is as good."""
     array = np.ascontiguousarray(array)
     if array.flags.writeable:

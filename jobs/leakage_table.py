@@ -28,6 +28,8 @@ def table_of(report: Mapping[str, Any]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
     for attacker in report["attackers"]:
         yield from _notes(attacker)
+    for other in report["beside"]:
+        yield from _beside(other)
     yield f"worst attacker: {report['worst_attacker']}. A low leakage means something only beside a utility well above chance."
 
 
@@ -42,6 +44,15 @@ def _notes(attacker: Mapping[str, Any]) -> Iterator[str]:
             f"{name}: of {sample['queries']} queries searched exactly besides, the nearest image was found for "
             f"{_percent(sample['recall_at_1'])} %; the true CMC@1 lies in {_percent(ends['low'])} to {_percent(ends['high'])} %"
         )
+
+
+def _beside(other: Mapping[str, Any]) -> Iterator[str]:
+    """CMC@1 of another protection of the same originals."""
+    method = other["protection"].get("method", "originals")
+    for attacker in other["attackers"]:
+        found = {part: attacker[part]["cmc"] if attacker[part] else None for part in ("image", "identity", "utility")}
+        shares = ", ".join(f"{part} {'-' if share is None else _percent(share)}" for part, share in found.items())
+        yield f"beside: {method} by {attacker['name']}, CMC@1 %: {shares} ({other['url']})"
 
 
 def _cells(curve: Mapping[str, Any] | None) -> tuple[str, str, str, str]:

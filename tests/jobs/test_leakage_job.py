@@ -125,6 +125,23 @@ def test_the_worst_attacker_leads() -> None:
     assert any(line.startswith("worst: 7 protected images have no rank") for line in lines)
 
 
+def test_other_protections_stand_beside(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, protected = roots
+    file = str(write_recognizer(tmp_path / "alpha.onnx", 0))
+    command = ["--original", original, "--protected", protected, "--recognizer", file, "--num-workers", "1", "--no-adaptive", "--output"]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    assert main([*command, str(tmp_path / "second"), "--beside", str(tmp_path / "first")]) == 0
+    first, second = (json.loads((tmp_path / name / "leakage.json").read_bytes()) for name in ("first", "second"))
+    (other,) = second["beside"]
+    assert other["protection"]["method"] == "none"
+    assert other["attackers"][0]["image"]["cmc"] == first["attackers"][0]["leakage"]["image"]["cmc"][0]
+    assert "beside: none by alpha, CMC@1 %: image 100.00" in capsys.readouterr().out
+    first["original"]["fingerprint"] = "another"
+    (tmp_path / "first" / "leakage.json").write_text(json.dumps(first))
+    assert main([*command, str(tmp_path / "third"), "--beside", str(tmp_path / "first")]) == 2
+    assert "is of other originals" in capsys.readouterr().err
+
+
 def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     original, protected = roots
     file = str(write_recognizer(tmp_path / "alpha.onnx", 0))

@@ -14,7 +14,8 @@ import torch
 from safetensors.numpy import load, save
 
 from cluster.store import StoreError
-from facemae.scan import Rows, Scan, rounding, tensor
+from facemae.leakage import similarity
+from facemae.scan import Rows, rounding, tensor
 
 SAMPLES_PER_CELL = 64
 """Images of the training sample for each cell; FAISS asks for 39 or more."""
@@ -62,15 +63,21 @@ class Quantizer:
         if num_probes == len(self):
             return np.tile(np.arange(len(self), dtype=np.int32), (len(vectors), 1))
         queries = tensor(vectors).float()
-        scores = torch.cat([queries @ block.T for _, block in self._rows.blocks(0, len(self))], 1)
-        values, cells = scores.topk(num_probes + 1, 1)
-        found = cells[:, :num_probes].numpy().astype(np.int32)
-        close = np.flatnonzero((values[:, -2] - values[:, -1] <= 2 * rounding(self._rows.dim)).numpy())
-        if len(close):
-            scan = Scan(self._rows, vectors[close], num_probes)
-            scan.compare(np.arange(len(close)), 0, len(self))
-            found[close] = scan.nearest()[1]
-        return np.sort(found, axis=1)
+        scores = torch.cat([queries @ block.T for _, block in self._rows.blocks(0, len(self))], 1).numpy()
+        edge, error = len(self) - num_probes, rounding(self._rows.dim)
+        parted = np.partition(scores, edge, axis=1)
+        last = parted[:, edge]
+        close = np.flatnonzero(last - parted[:, :edge].max(axis=1) <= 2 * error)
+        # rounding may have exchanged cells at the edge: their similarities are computed again without it
+        rows, cells = np.nonzero(np.abs(scores[close] - last[close, None]) <= 2 * error)
+        rows = close[rows]
+        scores[rows, cells] = similarity(vectors[rows], self.centroids[cells])
+        last[close] = np.partition(scores[close], edge, axis=1)[:, edge]
+        kept = scores >= last[:, None]
+        for row in np.flatnonzero(kept.sum(axis=1) > num_probes):  # equally similar: the lower numbers
+            kept[row] = False
+            kept[row, np.argsort(-scores[row], kind="stable")[:num_probes]] = True
+        return np.nonzero(kept)[1].reshape(len(vectors), num_probes).astype(np.int32)
 
     def to_bytes(self) -> bytes:
         """As safetensors."""

@@ -58,7 +58,7 @@ def test_blocks_of_rows_and_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = unit_rows(1000), unit_rows(70, seed=1)
     everything = full(queries, rows)
     monkeypatch.setattr(scan, "BLOCK_ROWS", 96)
-    monkeypatch.setattr(scan, "BLOCK_QUERIES", 16)
+    monkeypatch.setattr(scan, "BLOCK_PAIRS", 96 * 16)
     thresholds = everything[:, 3:5]
     scores, ids, nearer = search(rows, queries, 11, thresholds)
     assert_nearest(scores, ids, everything, 11)

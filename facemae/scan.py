@@ -88,6 +88,7 @@ class Scan:
         self._width = min(width or k + SPARE_CANDIDATES, MAX_CANDIDATES) if k else 0
         self._rough = torch.full((len(vectors), self._width), -torch.inf, device=rows.device)
         self._found = torch.full((len(vectors), self._width), -1, dtype=torch.int64, device=rows.device)
+        self._gathered = self._scores = torch.empty(0, device=rows.device)
         self._seen = list[tuple[np.ndarray, int, int]]()
 
     def compare(self, queries: np.ndarray, first: int, last: int) -> None:
@@ -99,10 +100,22 @@ class Scan:
             for s in range(0, len(queries), step):
                 chosen = queries[s : s + step]
                 places = torch.from_numpy(chosen).to(self._rows.device)
-                scores = self._queries[places] @ block.T
+                scores = self._product(places, block)
                 self._count(chosen, places, scores, start)
                 if self._width:
                     self._keep(places, scores, start)
+
+    def _product(self, places: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        """Similarities of some queries and a block of rows, float32 (q, n), in memory that is used again: fresh pages cost as much as the
+        product of a small block."""
+        size = len(places), len(block)
+        if self._gathered.numel() < size[0] * block.shape[1]:
+            self._gathered = torch.empty(size[0] * block.shape[1], device=self._rows.device)
+        if self._scores.numel() < size[0] * size[1]:
+            self._scores = torch.empty(size[0] * size[1], device=self._rows.device)
+        queries = self._gathered[: size[0] * block.shape[1]].view(size[0], block.shape[1])
+        torch.index_select(self._queries, 0, places, out=queries)
+        return torch.mm(queries, block.T, out=self._scores[: size[0] * size[1]].view(size))
 
     def _count(self, queries: np.ndarray, places: torch.Tensor, scores: torch.Tensor, start: int) -> None:
         """Count what is surely nearer; look again at what is too close to tell."""

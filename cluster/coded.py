@@ -46,13 +46,13 @@ class CodedRows:
         vectors: float16 (N, D) unit rows, a memory map or an array.
         ids: int64 (N,), their global numbers.
         cells: int32 (N,), their cells.
-        quantizer: of the index.
     """
 
-    def __init__(self, trained: bytes, vectors: np.ndarray, ids: np.ndarray, cells: np.ndarray, quantizer: Quantizer) -> None:
+    def __init__(self, trained: bytes, vectors: np.ndarray, ids: np.ndarray, cells: np.ndarray) -> None:
         self._index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
-        self._vectors, self._ids, self._centroids = vectors, ids, quantizer.centroids.astype(np.float32)
-        self._sizes = np.bincount(cells, minlength=len(quantizer))
+        self._vectors, self._ids = vectors, ids
+        self._centroids = self._index.quantizer.reconstruct_n(0, self._index.nlist)
+        self._sizes = np.bincount(cells, minlength=self._index.nlist)
         for start in range(0, len(vectors), BLOCK):
             block = np.ascontiguousarray(vectors[start : start + BLOCK], np.float32)
             rows, lists = np.arange(start, start + len(block)), cells[start : start + BLOCK].astype(np.int64)

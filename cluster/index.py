@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -22,12 +22,13 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.dataset import Dataset
 from cluster.embedded import GalleryError
-from cluster.index_build import build_index
 from cluster.index_choice import choose
-from cluster.index_shard import IndexShard, Plan
-from cluster.quantizer import Quantizer, cut
+from cluster.index_plan import Plan
 from cluster.routing import Route, route
 from cluster.store import StoreError
+
+if TYPE_CHECKING:
+    from cluster.quantizer import Quantizer
 
 MAX_RESTARTS = 3
 """Times that one actor is rebuilt from the store after its process or node was lost."""
@@ -148,6 +149,8 @@ class Gallery:
         """
         if self._actors:
             return
+        from cluster.index_shard import IndexShard  # torch: a worker that only asks does without
+
         plan, slots = self._parts()
         remote = ray.remote(IndexShard).options(
             num_cpus=self._options.cpus_per_actor,
@@ -157,8 +160,7 @@ class Gallery:
             scheduling_strategy="SPREAD",
         )
         threads = self._options.threads or max(1, int(ray.cluster_resources().get("CPU", 1) // len(slots)))
-        self._plan = ray.put(plan)  # kept: an actor that is made again asks for it again
-        self._actors = [remote.remote(self._plan, mine, threads) for mine in slots]
+        self._actors = [remote.remote(plan, mine, threads) for mine in slots]
         held = _answers([actor.identities.remote() for actor in self._actors])
         self._identities = ray.put(held)
 
@@ -168,12 +170,16 @@ class Gallery:
             homes = _deal(np.diff(self._starts).tolist(), self._num_actors)
             slots = [(name, int(start)) for name, start in zip(self.names, self._starts, strict=False)]
             return Plan(self.url, self.dim), [[slots[i] for i in np.flatnonzero(homes == actor)] for actor in range(self._num_actors)]
+        from cluster.index_build import build_index
+        from cluster.quantizer import cut
+
         embeddings = Dataset(self.url, ".parquet")
-        plan = build_index(embeddings, self.names, self._starts, self.dim, self.choice, gpus=min(self._options.gpus_per_actor, 1))
+        plan, self._cells = build_index(
+            embeddings, self.names, self._starts, self.dim, self.choice, gpus=min(self._options.gpus_per_actor, 1)
+        )
         index = Dataset(plan.url, ".parquet")
         sizes = np.array([manifest.samples for manifest in index.manifests()])
         homes = cut(sizes, self._num_actors)
-        self._cells = Quantizer.from_bytes(plan.quantizer or b"", plan.url)
         self._owner = homes[self._cells.part]
         return plan, [[(f"{part:05d}", 0) for part in np.flatnonzero(homes == actor)] for actor in range(int(homes.max()) + 1)]
 

@@ -1,28 +1,29 @@
 """Builds an index beside the embeddings it is made of: quantiser, then cells, then parts; each step is committed, so a build resumes.
 
 <embeddings>.index-<12 hex>/quantizer.safetensors   cells, and the part of each
-<embeddings>.index-<12 hex>/codes.faiss             an empty FAISS index with trained codes, where the factory asks for codes
+<embeddings>.index-<12 hex>/<factory>.codes.faiss   an empty FAISS index with trained codes, where the factory asks for codes
 <embeddings>.index-<12 hex>/shards/...              a data set of parts
 <embeddings>.cells-<12 hex>/...                     the intermediate set, gone when the parts are complete
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Any
 
 import numpy as np
 import ray
 
-from cluster.cells import CellsProcessor, PartProcessor, cells_units
+from cluster.cells import CellsProcessor, cells_units
 from cluster.coded import train_codes
 from cluster.dataset import Dataset, fingerprint
 from cluster.embedded import GalleryError, read_shard
 from cluster.index_choice import Choice
-from cluster.index_shard import Plan
+from cluster.index_part import PartProcessor
+from cluster.index_plan import Plan
 from cluster.processor import Unit
 from cluster.quantizer import SAMPLES_PER_CELL, Quantizer
+from cluster.shard import sha256_hex
 from cluster.stage import StageOptions, run_stage
 from cluster.store import AlreadyExists, NotFound, StoreError
 
@@ -42,8 +43,8 @@ def build_index(
     choice: Choice,
     options: StageOptions | None = None,
     gpus: float = 0,
-) -> Plan:
-    """Build what is missing of the index and return what its actors need. Ray must be connected; no embedding passes through this process.
+) -> tuple[Plan, Quantizer]:
+    """Build what is missing of the index. Ray must be connected; no embedding passes through this process.
 
     Args:
         embeddings: the data set; ``names`` of its shards and ``starts``, int64 (len(names) + 1,), the global numbers of their images.
@@ -51,6 +52,9 @@ def build_index(
         choice: which index.
         options: of the stages.
         gpus: for the training of the quantiser.
+
+    Returns:
+        What its actors need, and its cells.
 
     Raises:
         GalleryError: the sample is too small for so many cells, or a part is lost.
@@ -61,7 +65,8 @@ def build_index(
     mark = fingerprint(description)[:12]
     index, cells = Dataset(f"{embeddings.url}.index-{mark}", ".parquet"), Dataset(f"{embeddings.url}.cells-{mark}", ".parquet")
     quantizer, codes = _trained(embeddings, index, names, starts, dim, choice, gpus)
-    description["quantizer"] = hashlib.sha256(quantizer).hexdigest()
+    found = Quantizer.from_bytes(quantizer, f"{index.url}/{QUANTIZER}")
+    description["quantizer"] = sha256_hex(quantizer)
     if not _complete(index):
         options = options or StageOptions(in_flight=2)
         parent = {"url": embeddings.url, "fingerprint": source, "samples": int(starts[-1])}
@@ -75,18 +80,18 @@ def build_index(
             parent=parent,
             options=options,
         )
-        parts = [Unit(f"{part:05d}") for part in range(int(Quantizer.from_bytes(quantizer, index.url).part.max()) + 1)]
+        parts = [Unit(f"{part:05d}") for part in range(int(found.part.max()) + 1)]
         run_stage(PartProcessor(cells.url, description), parts, index, name="index: parts", kind="index", parent=parent, options=options)
     _require_whole(index, int(starts[-1]))
     _remove(cells)
-    return Plan(index.url, dim, quantizer, codes)
+    return Plan(index.url, dim, cells=True, codes=(_codes_key(choice), sha256_hex(codes)) if codes else None), found
 
 
 def _trained(
     embeddings: Dataset, index: Dataset, names: list[str], starts: np.ndarray, dim: int, choice: Choice, gpus: float
 ) -> tuple[bytes, bytes | None]:
     """The stored quantiser and codes, trained first where they are not there; of two attempts the first counts."""
-    wanted = [QUANTIZER, *([f"{choice.factory.replace(',', '-')}.{CODES}"] if choice.coded else [])]
+    wanted = [QUANTIZER, *([_codes_key(choice)] if choice.coded else [])]
     found = [_get(index, key) for key in wanted]
     if None in found:
         train = ray.remote(_train).options(num_cpus=1, num_gpus=gpus)
@@ -98,6 +103,10 @@ def _trained(
                 log.debug("%s/%s was trained by another attempt", index.url, key)
         found = [index.store.get(key) for key in wanted]
     return found[0], found[1] if choice.coded else None  # type: ignore[return-value]  # every one is there by now
+
+
+def _codes_key(choice: Choice) -> str:
+    return f"{choice.factory.replace(',', '-')}.{CODES}"
 
 
 def _train(url: str, names: list[str], starts: np.ndarray, dim: int, choice: Choice, quantizer: bytes | None, gpu: bool) -> list[bytes]:

@@ -5,40 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cluster.cells import CellRows, read_part
+from cluster.cell_rows import CellRows, read_part
 from cluster.coded import CodedRows
 from cluster.dataset import Dataset
 from cluster.embedded import GalleryError, read_shard
+from cluster.index_plan import Plan
 from cluster.lookahead import ahead_map
-from cluster.quantizer import Quantizer
 from cluster.routing import by_cell
-from cluster.shard import ShardError
+from cluster.shard import ShardError, sha256_hex
+from cluster.store import open_store
 from facemae.scan import Rows, Scan
 
 READ_AHEAD = 2
 BLOCK_PAIRS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every actor of an index is made of.
-
-    Attributes:
-        url: the embeddings (searched shard by shard, each against every query), or the index built from them.
-        dim: length of the embeddings.
-        quantizer: as bytes; None where there are no cells.
-        codes: a trained FAISS index (cluster.coded) where rows are held as codes, else None.
-    """
-
-    url: str
-    dim: int
-    quantizer: bytes | None = None
-    codes: bytes | None = None
 
 
 class IndexShard:
@@ -120,9 +103,8 @@ class IndexShard:
         self._label_order = np.argsort(self._labels, kind="stable")
         self._sorted_labels = self._labels[self._label_order]
         self._coded = None
-        if self._plan.codes is not None and self._plan.quantizer is not None:
-            quantizer = Quantizer.from_bytes(self._plan.quantizer, f"{self._plan.url}: its quantiser")
-            self._coded = CodedRows(self._plan.codes, vectors, ids, self._cells, quantizer)
+        if self._plan.codes is not None:
+            self._coded = CodedRows(self._codes(*self._plan.codes), vectors, ids, self._cells)
         self._rows = Rows(vectors, ids, _device())
         return self._rows
 
@@ -142,6 +124,13 @@ class IndexShard:
                 end += len(part)
         return vectors, ids, cells, labels
 
+    def _codes(self, key: str, sha256: str) -> bytes:
+        """The trained codes. Raises GalleryError when they are not what the index was built with."""
+        data = open_store(self._plan.url).get(key)
+        if sha256_hex(data) != sha256:
+            raise GalleryError(f"{self._plan.url}/{key} was changed or damaged. Delete this index; it is built again")
+        return data
+
     def _room(self, total: int) -> np.ndarray:
         if self._plan.codes is None or not total:
             return np.empty((total, self._plan.dim), np.float16)
@@ -150,7 +139,7 @@ class IndexShard:
 
     def _slot(self, dataset: Dataset, name: str, start: int) -> CellRows:
         """An embedding shard, as one cell, or a part of an index."""
-        if self._plan.quantizer is None:
+        if not self._plan.cells:
             rows = read_shard(dataset, name, self._plan.dim)
             return CellRows(np.arange(start, start + len(rows)), np.zeros(len(rows), np.int32), rows)
         try:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ import pytest
 import ray
 
 from cluster.attempt import Attempt
-from cluster.cells import read_part
+from cluster.cell_rows import read_part
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedded import GalleryError, require_unit_rows
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, GalleryOptions
-from cluster.index_shard import IndexShard, Plan
-from cluster.quantizer import Quantizer
+from cluster.index_plan import Plan
+from cluster.index_shard import IndexShard
 from cluster.seaweedfs import Endpoint
 from cluster.store import open_store
 from cluster.verify import verify
@@ -67,17 +68,36 @@ def gallery_set(ray_session: None, s3_server: Endpoint) -> tuple[Dataset, np.nda
     return write_set(f"s3://tests/index-{os.getpid()}/embeddings/toy", vectors, identities), vectors, identities
 
 
+class InThisProcess:
+    """An actor's object asked as an actor is: many of them cost no processes."""
+
+    def __init__(self, shard: IndexShard) -> None:
+        self._shard = shard
+
+    def __getattr__(self, method: str) -> Any:
+        def ask(*arguments: Any) -> ray.ObjectRef:
+            found = [ray.get(each) if isinstance(each, ray.ObjectRef) else each for each in arguments]
+            return ray.put(getattr(self._shard, method)(*found))
+
+        return SimpleNamespace(remote=ask)
+
+
+def load_here(gallery: Gallery) -> Gallery:
+    """Load a gallery's shards into this process."""
+    plan, slots = gallery._parts()
+    gallery._actors = [InThisProcess(IndexShard(plan, mine, 1)) for mine in slots]
+    gallery._identities = ray.put([ray.get(actor.identities.remote()) for actor in gallery._actors])
+    return gallery
+
+
 @pytest.fixture(scope="module")
 def galleries(ray_session: None, gallery_set: tuple[Dataset, np.ndarray, np.ndarray]) -> Iterator[list[Gallery]]:
-    """The same set as one index of cells, held by 1, 3 and 7 actors, and searched flat by 3."""
+    """The same set as one index of cells, held by 3 actors, and in this process by 1 and 7, and searched flat."""
     dataset = gallery_set[0]
-    options = [GalleryOptions("IVF16,SQfp16", num_actors=number) for number in (1, 3, 7)] + [GalleryOptions("Flat", num_actors=3)]
-    found = [Gallery(dataset, DIM, each) for each in options]
-    for gallery in found:
+    with Gallery(dataset, DIM, GalleryOptions("IVF16,SQfp16", num_actors=3)) as gallery:
         gallery.load()
-    yield found
-    for gallery in found:
-        gallery.close()
+        here = [load_here(Gallery(dataset, DIM, GalleryOptions("IVF16,SQfp16", num_actors=number))) for number in (1, 7)]
+        yield [gallery, *here, load_here(Gallery(dataset, DIM, GalleryOptions("Flat", num_actors=4)))]
 
 
 def test_search_equals_brute_force(galleries: list[Gallery], gallery_set: tuple[Dataset, np.ndarray, np.ndarray]) -> None:
@@ -101,7 +121,7 @@ def test_search_equals_brute_force(galleries: list[Gallery], gallery_set: tuple[
             others = [row for row in np.flatnonzero(identities == labels[query]) if row != own[query]]
             assert counts[query] == len(others)
             np.testing.assert_equal(best[query], max(everything[query, others], default=np.float32(np.nan)))
-    assert [len(gallery._actors) for gallery in galleries] == [1, 3, 7, 3]
+    assert [len(gallery._actors) for gallery in galleries] == [3, 1, 7, 4]
 
 
 def test_cells_that_are_not_probed_are_all_that_is_missed(
@@ -180,9 +200,8 @@ def test_an_index_is_built_once_and_whole(galleries: list[Gallery], gallery_set:
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     index = write_set(tmp_path, unit_rows(10), np.arange(10), (10,))
-    quantizer = Quantizer(unit_rows(2), np.zeros(2, np.int32)).to_bytes()
     with pytest.raises(GalleryError, match=r"part 00000: no table of an index.*Delete this index"):
-        IndexShard(Plan(index.url, DIM, quantizer), [("00000", 0)], 1).identities()
+        IndexShard(Plan(index.url, DIM, cells=True), [("00000", 0)], 1).identities()
 
 
 def test_float32_queries_and_small_galleries(ray_session: None, tmp_path: Path) -> None:
@@ -208,7 +227,7 @@ def test_an_actor_killed_in_mid_search_changes_nothing(
     galleries: list[Gallery], gallery_set: tuple[Dataset, np.ndarray, np.ndarray]
 ) -> None:
     _, vectors, _ = gallery_set
-    gallery, thresholds = galleries[1], np.full((len(vectors), 1), 0.1, np.float32)
+    gallery, thresholds = galleries[0], np.full((len(vectors), 1), 0.1, np.float32)
     gallery.num_probes = 16
     before = gallery.search(vectors, 5, thresholds)
     pid = ray.get(gallery._actors[0].__ray_call__.remote(lambda self: os.getpid()))

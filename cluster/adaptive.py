@@ -23,7 +23,6 @@ from cluster.secret import KeyMap, SecretError
 from cluster.shard import sha256_hex
 from cluster.store import NotFound, StoreError, read_url
 from facemae.adaptive import AdaptiveError, AdaptiveMaps
-from facemae.adaptive_fit import fit_maps
 
 MAX_PAIRS = 200_000
 """Pairs that a fit reads; at 512 dimensions they take 0.4 GB."""
@@ -108,6 +107,8 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _fit(urls: tuple[str, str], dim: int, seed: int, max_pairs: int, rekey: tuple[str, str] | None) -> tuple[bytes, dict[str, Any]]:
     """The task."""
+    from facemae.adaptive_fit import fit_maps  # torch: a worker that only applies maps does without
+
     new_key = KeyMap(*rekey) if rekey else None
     parts, found = [_nothing(dim)], 0
     with closing(_pairs(urls, dim, seed, new_key)) as shards:

@@ -32,6 +32,8 @@ def train_codes(factory: str, quantizer: Quantizer, sample: np.ndarray) -> bytes
         raise ValueError(f"FAISS makes no index of {factory!r} ({str(error).rpartition(': ')[2]}): e.g. IVF1024,PQ64") from None
     if not isinstance(index, faiss.IndexIVF):
         raise ValueError(f"{factory!r} is no plain IVF index (it is a {type(index).__name__}): e.g. IVF1024,PQ64")
+    if isinstance(index, faiss.IndexIVFPQ):
+        cast(Any, index).do_polysemous_training = False  # for a kind of search that is not done here, and most of the time of a training
     index.quantizer.reset()
     index.quantizer.add(quantizer.centroids.astype(np.float32))
     index.train(np.ascontiguousarray(sample, np.float32))

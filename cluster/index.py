@@ -24,6 +24,7 @@ from cluster.dataset import Dataset
 from cluster.embedded import GalleryError
 from cluster.index_choice import choose
 from cluster.index_plan import Plan
+from cluster.neighbours import Neighbours
 from cluster.routing import Route, route
 from cluster.store import StoreError
 
@@ -57,38 +58,6 @@ class GalleryOptions:
     cpus_per_actor: float = 0.0
     gpus_per_actor: float = 0.0
     threads: int = 0
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """What a search found for Q queries.
-
-    Attributes:
-        scores: float32 (Q, k), exact similarities, descending; -inf where the search saw fewer than k images.
-        ids: int64 (Q, k), their global numbers, ascending among equals; -1 likewise.
-        nearer: int64 (Q, T), images seen that are strictly more similar than each threshold: at most what an exact search counts.
-        scanned: int64 (Q,), images seen; the whole gallery where the search was exact.
-    """
-
-    scores: np.ndarray
-    ids: np.ndarray
-    nearer: np.ndarray
-    scanned: np.ndarray
-
-    @classmethod
-    def none(cls, num_queries: int, k: int, num_thresholds: int) -> Neighbours:
-        """Nothing seen yet."""
-        scores, ids = np.full((num_queries, k), -np.inf, np.float32), np.full((num_queries, k), -1, np.int64)
-        return cls(scores, ids, np.zeros((num_queries, num_thresholds), np.int64), np.zeros(num_queries, np.int64))
-
-    def add(self, queries: np.ndarray, scores: np.ndarray, ids: np.ndarray, nearer: np.ndarray, scanned: np.ndarray) -> None:
-        """Merge one owner's answer for the queries numbered ``queries``."""
-        k = self.ids.shape[1]
-        scores, ids = np.concatenate([self.scores[queries], scores], 1), np.concatenate([self.ids[queries], ids], 1)
-        order = np.lexsort((ids, -scores))[:, :k]
-        self.scores[queries], self.ids[queries] = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-        self.nearer[queries] += nearer
-        self.scanned[queries] += scanned
 
 
 class Gallery:

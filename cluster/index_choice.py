@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -79,8 +80,9 @@ def choose(
 
 
 def _num_cells(num_images: int) -> int:
-    """A power of two near 2 sqrt(N): a batch of queries then spends about as much on finding cells as on comparing within them."""
-    return 1 << max(8, round(2 * num_images**0.5 - 1).bit_length() - 1)
+    """The power of two from 4 sqrt(N) up: so many that a query scans a small part of the images, and so few that finding its cells costs no
+    more than that (benchmarks/index.py)."""
+    return 1 << max(8, math.ceil(math.log2(4 * num_images**0.5)))
 
 
 def _parse(factory: str) -> tuple[int, str]:

@@ -16,7 +16,8 @@ from cluster import repair
 from cluster.adaptive import QueryMap
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery, Neighbours
+from cluster.index import Gallery
+from cluster.neighbours import Neighbours
 from cluster.picture import decode, encode
 from cluster.processor import Unit
 from cluster.repair import REASON, Attacker, Repair, RepairProcessor, traced

@@ -29,6 +29,9 @@ def main() -> None:
         _run(str(FOLDER / "protect.py"), "--data", data, "--weights", weights, "--json", str(out / "protect.json"))
         _run(str(FOLDER / "commit.py"), "--data", data, "--rounds", "80", "--json", str(out / "commit.json"))
         _run(str(FOLDER / "commit.py"), "--data", data, "--weights", weights, "--rounds", "3", "--json", str(out / "commit_facemae.json"))
+        _run("-m", "benchmarks.index", "--output", str(out))
+        _run("-m", "benchmarks.traffic", "--output", str(out))
+        _run("-m", "benchmarks.scale", "--images", "250000", "1000000", "--output", str(out))
     print(f"written: {out}")
 
 

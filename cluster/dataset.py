@@ -27,7 +27,9 @@ from typing import Any
 
 import pydantic
 
+from cluster.accounting import index_of, json_bytes, totals
 from cluster.attempt import Attempt
+from cluster.release import carried
 from cluster.shard import Rejected, ShardError, read_ledger, sha256_hex, write_ledger
 from cluster.store import AlreadyExists, NotFound, Store, StoreError, join_url, open_store
 
@@ -233,11 +235,16 @@ class Dataset:
 
     def finish(self, kind: str, lineage: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
         """Write index.json and then dataset.json from the manifests. Returns the latter's content, which holds no time or attempt:
-        the same work gives the same dataset.json."""
-        self.store.put("index.json", index_of(manifests))
-        description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "released": False, "lineage": dict(lineage)}
-        self.store.put("dataset.json", _json_bytes(description))
-        return description
+        the same work gives the same dataset.json. A release that was granted to these very shards stays."""
+        index = index_of(manifests)
+        self.store.put("index.json", index)
+        description = {"schema": SCHEMA, "kind": kind, **totals(manifests), "lineage": dict(lineage)}
+        return self.describe({**description, **carried(self.store, description, index)})
+
+    def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """Write dataset.json. Returns its content."""
+        self.store.put("dataset.json", json_bytes(description))
+        return dict(description)
 
     def description(self) -> dict[str, Any]:
         """The content of dataset.json.
@@ -265,42 +272,6 @@ class Dataset:
         return content
 
 
-def index_of(manifests: Sequence[Manifest]) -> bytes:
-    """The content of index.json: the shards that hold data, in order."""
-    shards = [
-        {"url": manifest.file, "nsamples": manifest.samples, "filesize": manifest.num_bytes, "sha256": manifest.sha256}
-        for manifest in manifests
-        if manifest.file is not None
-    ]
-    return _json_bytes({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards})
-
-
-def totals(manifests: Sequence[Manifest]) -> dict[str, int | None]:
-    """The accounting of many shards. ``identities`` is None when labels are spread over shards so that manifests cannot count them."""
-    return {
-        "shards": sum(m.file is not None for m in manifests),
-        "samples_in": sum(m.samples_in for m in manifests),
-        "samples": sum(m.samples for m in manifests),
-        "quarantined": sum(m.quarantined for m in manifests),
-        "bytes": sum(m.num_bytes for m in manifests),
-        "identities": _count_identities([m.identities for m in manifests if m.identities.count]),
-    }
-
-
-def _count_identities(labels: Sequence[Labels]) -> int | None:
-    """Distinct identities where they run through the shards in order, so that only neighbours can share one."""
-    count = 0
-    for i, here in enumerate(labels):
-        if i and here.first < labels[i - 1].last:
-            return None
-        count += here.count - (i > 0 and here.first == labels[i - 1].last)
-    return count
-
-
 def fingerprint(content: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-able configuration, keys sorted."""
     return sha256_hex(json.dumps(content, sort_keys=True, default=str).encode())
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

@@ -39,10 +39,17 @@ def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
 def describe_protection(method: str, options: Mapping[str, Any], num_gpus: float = 0.0) -> dict[str, Any]:
     """What determines the output, told by the protection itself: on a GPU worker when the work will be done there, since the kind of
     device is part of it. Also finds wrong options and weights before any work starts. Raises what ``load_protection`` raises."""
-    if not num_gpus:
-        return load_protection(method, options).describe()
-    describe = ray.remote(lambda: load_protection(method, options).describe())
-    return ray.get(describe.options(num_gpus=num_gpus).remote())
+    return describe_variants(method, options, num_gpus)[0]
+
+
+def describe_variants(method: str, options: Mapping[str, Any], num_gpus: float = 0.0, skip: int = 0) -> list[dict[str, Any]]:
+    """The same for the protection, and after it for its ``variants(skip)``, which a repair tries."""
+
+    def describe() -> list[dict[str, Any]]:
+        protection = load_protection(method, options)
+        return [each.describe() for each in (protection, *protection.variants(skip))]
+
+    return ray.get(ray.remote(describe).options(num_gpus=num_gpus).remote()) if num_gpus else describe()
 
 
 class ProtectProcessor(Processor[Unit]):
@@ -87,13 +94,13 @@ class ProtectProcessor(Processor[Unit]):
 
     def fetch(self, unit: Unit) -> bytes:
         """The original shard."""
-        with self._discreet(unit):
+        with discreet(unit, self._reference is not None):
             return self._input.read(self._input.manifest(unit.name))
 
     def compute(self, unit: Unit, fetched: bytes) -> ShardData:
         """The protected shard: the same keys and labels in the same order; with new keys, in the order of these, which tells nothing."""
         writer, kept, rejected = ShardWriter(), list[Sample](), list[Rejected]()
-        with self._discreet(unit):
+        with discreet(unit, self._reference is not None):
             batches = decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead)
             protected = (self._protect(batch) for batch in batches)
             for samples, refused in ahead_map(self._pool, _encode_batch, protected, self._ahead):
@@ -106,21 +113,22 @@ class ProtectProcessor(Processor[Unit]):
         payload = writer.finish() if writer.samples else None
         return ShardData(payload, writer.samples, Labels.of(writer.labels), rejected)
 
-    @contextmanager
-    def _discreet(self, unit: Unit) -> Iterator[None]:
-        """With new keys, keep an error's text from the manifest and ledger that it may end in: it may name the original."""
-        try:
-            yield
-        except Exception as error:
-            if self._reference is None or (isinstance(error, StoreError) and not isinstance(error, NotFound)):
-                raise  # an error of the store ends or delays the run, and is told to the driver alone
-            log.warning("shard %s: %s: %s", unit.name, type(error).__name__, error)
-            raise ShardError(f"{type(error).__name__} in shard {unit.name} of the original; the worker's log tells more") from None
-
     def _protect(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         if not batch.samples:
             return batch, batch.pictures
         return batch, self._protection.protect(batch.pictures, [sample.key for sample in batch.samples])
+
+
+@contextmanager
+def discreet(unit: Unit, rekeyed: bool) -> Iterator[None]:
+    """With new keys, keep an error's text from the manifest and ledger that it may end in: it may name the original."""
+    try:
+        yield
+    except Exception as error:
+        if not rekeyed or (isinstance(error, StoreError) and not isinstance(error, NotFound)):
+            raise  # an error of the store ends or delays the run, and is told to the driver alone
+        log.warning("shard %s: %s: %s", unit.name, type(error).__name__, error)
+        raise ShardError(f"{type(error).__name__} in shard {unit.name} of the original; the worker's log tells more") from None
 
 
 def _encode_batch(work: tuple[Batch, np.ndarray]) -> tuple[list[Sample], Sequence[Rejected]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster import attempt
-from cluster.dataset import IO_THREADS, Dataset, Labels, Manifest, index_of, totals
+from cluster import attempt, release
+from cluster.accounting import index_of, totals
+from cluster.dataset import IO_THREADS, Dataset, Labels, Manifest
 from cluster.shard import Sample, ShardError, read_samples
 from cluster.store import PROBE, NotFound, StoreError, Unfinished
 
@@ -75,8 +77,8 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
     doubled = _doubled(np.concatenate([*seen, np.empty(0, np.int64)]))
     if doubled:
         found.problems.append(f"{doubled} keys occur more than once")
-    _check_description(dataset, found)
-    _check_index(dataset, manifests, found)
+    content = _check_description(dataset, found)
+    _check_index(dataset, manifests, content, found)
     found.strays = list(_strays(dataset, manifests, embedded(dataset)))
     try:
         found.unfinished = _unfinished(dataset)
@@ -121,6 +123,7 @@ def _unfinished(dataset: Dataset) -> list[Unfinished]:
     return [each for each in dataset.store.unfinished() if not each.key.startswith("embeddings/")]
 
 
+_INDEX_FILE = re.compile(r"quantizer\.safetensors|[\w-]+\.codes\.faiss")  # beside the parts of an index: cluster/index_build.py
 _OURS = re.compile(r"(?:shards|quarantine)/(?P<shard>\d{5,})-[0-9a-f]{12}\.(?:tar|parquet)")
 
 
@@ -191,33 +194,38 @@ def _rows(data: bytes, suffix: str) -> Iterator[tuple[str, int]]:
         yield sample.key, sample.identity
 
 
-def _check_description(dataset: Dataset, found: Verification) -> None:
-    """dataset.json agrees with the manifests, and the input with the parent's output where the parent can be read."""
+def _check_description(dataset: Dataset, found: Verification) -> dict[str, Any]:
+    """dataset.json agrees with the manifests, and the input with the parent's output where the parent can be read. Returns its content,
+    empty where there is none."""
     try:
         content = dataset.description()
     except StoreError as error:
         found.problems.append(str(error))
-        return
+        return {}
     found.kind = str(content.get("kind"))
     for name, value in found.totals.items():
         if content.get(name) != value:
             found.problems.append(f"dataset.json says {name} = {content.get(name)}, the manifests say {value}")
     parent = content.get("lineage", {}).get("parent")
     if parent is None or "url" not in parent:  # a set whose keys were replaced does not say where the originals are
-        return
+        return content
     try:
         expected = Dataset(parent["url"]).description()["samples"]
     except StoreError:
-        return  # the parent is elsewhere or out of reach for this reader: its count was checked when the job ran
+        return content  # the parent is elsewhere or out of reach for this reader: its count was checked when the job ran
     if expected != found.totals["samples_in"]:
         found.problems.append(f"the parent {parent['url']} holds {expected} samples, {found.totals['samples_in']} came in here")
+    return content
 
 
-def _check_index(dataset: Dataset, manifests: Sequence[Manifest], found: Verification) -> None:
-    """index.json, by which other readers find the shards, lists what the manifests do."""
+def _check_index(dataset: Dataset, manifests: Sequence[Manifest], content: Mapping[str, Any], found: Verification) -> None:
+    """index.json, by which other readers find the shards, lists what the manifests do; a release in dataset.json is of these."""
     try:
-        if dataset.store.get("index.json") != index_of(manifests):
+        index = dataset.store.get("index.json")
+        if index != index_of(manifests):
             found.problems.append("index.json does not list the shards of the manifests")
+        if wrong := release.problem(content, index):
+            found.problems.append(wrong)
     except StoreError as error:
         found.problems.append(str(error))
 
@@ -235,5 +243,6 @@ def _strays(dataset: Dataset, manifests: Sequence[Manifest], embeddings: Sequenc
     for manifest in manifests:
         known |= {manifest.file, manifest.ledger}
     for stored in dataset.store.list():
-        if stored.key not in known and not stored.key.startswith(below) and not attempt.is_record(stored.key):
+        ours = stored.key in known or attempt.is_record(stored.key) or _INDEX_FILE.fullmatch(stored.key)
+        if not ours and not stored.key.startswith(below):
             yield stored.key

@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 
 JOBS = {
+    "plan": "memory, actors, traffic and hours of a run of any size, from measured rates",
     "ingest": "faces from a folder, .rec, tars or the synthetic renderer into a data set",
     "train": "train FaceMAE on a data set (Ray Train + DeepSpeed)",
     "protect": "reconstruct every image of a data set with a protection",

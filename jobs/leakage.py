@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
 from cluster.dataset import Dataset
-from cluster.embed import EmbedProcessor
-from cluster.index import Gallery, GalleryError, GalleryOptions
-from cluster.inputs import input_units
-from cluster.leakage import EmbeddedSet, run_search, summarise
+from cluster.embedded import GalleryError
+from cluster.index import GalleryOptions
 from cluster.secret import key_map_of
 from cluster.session import session
-from cluster.stage import StageOptions, StageResult, run_stage
-from cluster.store import NotFound, join_url, open_store
-from facemae.leakage import CONFIDENCE, DEPTH, HISTOGRAM_RANGE, NUM_BINS
+from cluster.store import open_store
+from facemae.curve import DEPTH
+from facemae.interval import CONFIDENCE
+from facemae.linking import HISTOGRAM_RANGE, NUM_BINS
+from facemae.release import limits_of
+from jobs.attack import attack, embedders_of
+from jobs.beside import beside
 from jobs.command import RayConfig, main_of
+from jobs.gate import gate
+from jobs.leakage_table import table_of
 
-SCHEMA = 1
-SEARCHES = {"original": {"leakage": "protected", "reference": "original"}, "protected": {"utility": "protected"}}
-"""For each gallery: name of a search in leakage.json -> the set that is searched for."""
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageConfig(RayConfig):
-    """Search every protected image among all originals with one or more recognisers, exactly, and say how many are found.
+    """Search every protected image among all originals with one or more recognisers, and say how many are found.
 
     Reads: an original data set, a protected one made from it, and ONNX recognisers the protection was not trained against.
     Embeddings that are missing are computed first, those that are there are used.
@@ -53,60 +53,58 @@ class LeakageConfig(RayConfig):
     """cpu or cuda, for embeddings that are missing."""
     seed: int = 0
     """Of the random pairs of images in the histograms."""
+    index: str = "auto"
+    """How the gallery is searched: Flat (every image, exact), IVF<cells>,<codes> as FAISS writes it (IVF4096,SQfp16 or IVF65536,PQ64), or
+    auto: Flat up to 262,144 images, cells beyond. Cells that are not searched can only make the leakage look larger."""
+    recall: float = 0.99
+    """With cells: the share of queries that must be answered as by an exact search; it decides how many cells are searched."""
     gallery_actors: int = 0
     """Actors that hold the gallery; 0 takes one a node, and as many as it needs for none to hold more than 4 GiB."""
     cpus_per_gallery_actor: float = 0.0
     """CPU cores set aside for each; 0 lets them share the workers' (they take turns), which always fits."""
     gpus_per_gallery_actor: float = 0.0
     """GPUs of each; FAISS then searches on the GPU, with the same result."""
+    beside: list[str] = field(default_factory=list)
+    """Roots of measurements of other protections of the same originals, by the same recognisers: their figures stand beside these."""
+    adaptive: bool = True
+    """Also attack with a map that is fitted to how this protection moves embeddings, on other people than those it is used on."""
+    max_cmc1: float | None = None
+    """The gate: release the protected set (released: true in its dataset.json) only if the upper end of the share of images traced to
+    their originals, by the worst attacker, is at most this. Above it the exit code is 4."""
+    max_identity_cmc1: float | None = None
+    """The same for another image of the person."""
     rekey: str | None = None
     """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH."""
 
     def gallery_options(self) -> GalleryOptions:
         """The same as options of a gallery."""
-        return GalleryOptions(self.gallery_actors, self.cpus_per_gallery_actor, self.gpus_per_gallery_actor)
+        return GalleryOptions(self.index, self.recall, self.gallery_actors, self.cpus_per_gallery_actor, self.gpus_per_gallery_actor)
 
 
 def run(config: LeakageConfig) -> dict[str, Any]:
     """Embed what is missing, run the searches, write leakage.json, print the table and return the summary."""
-    embedders = _embedders(config)
+    limits_of(config.max_cmc1, config.max_identity_cmc1)  # refused now, not after hours
+    embedders = embedders_of(config)
     images = {"original": Dataset(config.original), "protected": Dataset(config.protected)}
     lineage = {role: _lineage(dataset) for role, dataset in images.items()}
     _require_origin(lineage)
     new_key = key_map_of(lineage["protected"]["config"], config.rekey, config.protected)
     rekey = (config.rekey, new_key.check) if config.rekey and new_key else None
+    networks = [embedder["original"].describe()["recognizer"]["sha256"] for embedder in embedders]
+    others = [beside(url, lineage["original"], networks) for url in config.beside]
     failed: list[str] = []
     with session(config.address):
-        attackers = [_attack(config, embedder, lineage, failed, rekey) for embedder in embedders]
-    report = _report(lineage, attackers)
-    output = open_store(config.output)
-    output.put("leakage.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-    print("\n".join(_table(report)))
+        attackers = [found for embedder in embedders for found in attack(config, embedder, lineage, failed, rekey)]
+    report = _report(lineage, attackers, others)
+    output, written = open_store(config.output), (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+    output.put("leakage.json", written)
+    print("\n".join(table_of(report)))
     for shard in failed:
         print(f"given up: {shard}: its manifest says why")
     again = f" --rekey {config.rekey}" if config.rekey else ""
     print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}{again}")
-    return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed}
-
-
-Embedders = Mapping[str, EmbedProcessor]
-
-
-def _embedders(config: LeakageConfig) -> list[Embedders]:
-    """For each attacker, the processors that embed the two sets.
-
-    Raises:
-        ValueError: no attacker, two of one name, or a file that is no recogniser.
-    """
-    roots = {"original": config.original, "protected": config.protected}
-    found: list[Embedders] = [
-        {role: EmbedProcessor(root, file, config.recognizer_mean, config.recognizer_std, config.device) for role, root in roots.items()}
-        for file in config.recognizer
-    ]
-    names = [embedder["original"].name for embedder in found]
-    if len(set(names)) < max(len(names), 1):
-        raise ValueError(f"--recognizer needs one file or more, each of another name, not {names}: the name is in FILE.json")
-    return found
+    verdict = gate(report, written, f"{output.url}/leakage.json", config.max_cmc1, config.max_identity_cmc1)
+    return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed, **verdict}
 
 
 def _lineage(dataset: Dataset) -> dict[str, Any]:
@@ -132,122 +130,28 @@ def _require_origin(lineage: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _attack(
-    config: LeakageConfig, embedders: Embedders, lineage: Mapping[str, Any], failed: list[str], rekey: tuple[str, str] | None
-) -> dict[str, Any]:
-    """All searches of one attacker; appends to ``failed`` the shards that were given up."""
-    sets = {role: _embedded(config, lineage[role]["url"], embedder, failed) for role, embedder in embedders.items()}
-    recognizer = sets["original"].recognizer
-    found: dict[str, Any] = {"recognizer": dict(recognizer)}
-    options = StageOptions(num_workers=config.num_workers or _default_workers())
-    for role, searches in SEARCHES.items():
-        with Gallery(sets[role].dataset, recognizer["dim"], config.gallery_options()) as gallery:
-            for part, query_role in searches.items():
-                folder = f"{recognizer['name']}/{query_role}-{role}"
-                output = Dataset(join_url(config.output, folder), ".parquet")
-                name = f"{query_role} -> {role} ({recognizer['name']})"
-                shared: dict[str, Any] = {
-                    "name": name,
-                    "seed": config.seed,
-                    "options": options,
-                    "rekey": rekey if part == "leakage" else None,
-                }
-                result = run_search(sets[query_role], sets[role], gallery, output, **shared)
-                failed += _failures(output, result)
-                found[part] = _search_part(output, folder, lineage[query_role]["samples"], result, len(gallery))
-    return found
-
-
-def _embedded(config: LeakageConfig, root: str, processor: EmbedProcessor, failed: list[str]) -> EmbeddedSet:
-    """The embeddings of one set, computed now where they are not finished."""
-    output = Dataset(root).embeddings(processor.name)
-    try:
-        output.store.size("dataset.json")
-    except NotFound:
-        units, parent = input_units(Dataset(root))
-        name = f"embed ({processor.name})"
-        result = run_stage(processor, units, output, name=name, kind="embeddings", parent=parent, options=config.stage_options())
-        failed += _failures(output, result)
-    found = EmbeddedSet.open(root, processor.name)
-    given = processor.describe()["recognizer"]
-    if dict(found.recognizer) != given:
-        raise GalleryError(
-            f"{output.url} was made by another recogniser of the same name ({dict(found.recognizer)}, given: {given}): delete it, or give "
-            "the recogniser another name in FILE.json"
-        )
-    return found
-
-
-def _default_workers() -> int:
-    """A few: they only keep the gallery supplied with queries."""
-    return max(1, min(4, int(ray.cluster_resources().get("CPU", 1))))
-
-
-def _failures(output: Dataset, result: StageResult) -> list[str]:
-    return [f"{output.url}/manifests/{shard}.json" for shard in result.failed_shards]
-
-
-def _search_part(output: Dataset, folder: str, num_images: int, result: StageResult, num_gallery: int) -> dict[str, Any]:
-    """One search in leakage.json."""
-    measured = result.description["samples"]
-    counts = {"ranks": f"{folder}/shards", "images": num_images, "queries": measured, "left_out": num_images - measured}
-    return {**counts, "fingerprint": result.description["lineage"]["fingerprint"], **summarise(output).to_json(num_gallery)}
-
-
-def _report(lineage: Mapping[str, Any], attackers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _report(lineage: Mapping[str, Any], attackers: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The content of leakage.json; the worst attacker leads."""
 
     def harm(attacker: Mapping[str, Any]) -> tuple[float, ...]:
         curves = [attacker["leakage"][mate] for mate in ("image", "identity")]
-        return tuple(curve["cmc"][k] if curve else 0.0 for k in (0, DEPTH - 1) for curve in curves)
+        return tuple(curve["cmc"][k] if curve else 0.0 for k in (0, DEPTH - 1) for curve in curves)  # of equal ones the plain leads
 
     ordered = sorted(attackers, key=harm, reverse=True)
+    exact = all(
+        part["search"] == "exact" for attacker in attackers for part in (attacker["leakage"], attacker["reference"], attacker["utility"])
+    )
     return {
         "schema": SCHEMA,
         "kind": "leakage",
-        "search": "exact",
-        "depth": DEPTH,
+        "search": "exact" if exact else "approximate",
         "confidence": CONFIDENCE,
         "histogram": {"low": HISTOGRAM_RANGE[0], "high": HISTOGRAM_RANGE[1], "bins": NUM_BINS},
         **lineage,
-        "worst_attacker": ordered[0]["recognizer"]["name"],
+        "worst_attacker": ordered[0]["name"],
         "attackers": ordered,
+        "beside": list(others),
     }
-
-
-def _table(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as lines of plain text."""
-    num_queries, num_gallery = report["protected"]["samples"], report["original"]["samples"]
-    yield f"every protected image ({num_queries}) searched among all originals ({num_gallery}), exactly"
-    head = ("attacker", "finds", "CMC@1 % [95 %]", "CMC@5", "CMC@10", "chance@1", "orig->orig@1")
-    rows = [head]
-    for attacker in report["attackers"]:
-        name, reference = attacker["recognizer"]["name"], attacker["reference"]["identity"]
-        rows.append((name, "the same image", *_cells(attacker["leakage"]["image"]), "-"))
-        ceiling = _percent(reference["cmc"][0]) if reference else "-"
-        rows.append((name, "another image of the identity", *_cells(attacker["leakage"]["identity"]), ceiling))
-        rows.append((name, "utility: protected -> protected", *_cells(attacker["utility"]["identity"]), ceiling))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        yield "  ".join(cells).rstrip()
-    for attacker in report["attackers"]:
-        if attacker["leakage"]["left_out"]:
-            count, name = attacker["leakage"]["left_out"], attacker["recognizer"]["name"]
-            yield f"{name}: {count} protected images have no rank (their embedding or their original's is in quarantine)"
-    yield f"worst attacker: {report['worst_attacker']}. A low leakage means something only beside a utility well above chance."
-
-
-def _cells(curve: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
-    """CMC@1 with its interval, CMC@5, CMC@10 and chance at 1."""
-    if curve is None:
-        return ("no identity has two images", "-", "-", "-")
-    first = f"{_percent(curve['cmc'][0])} [{_percent(curve['low'][0])}, {_percent(curve['high'][0])}]"
-    return first, _percent(curve["cmc"][4]), _percent(curve["cmc"][9]), _percent(curve["chance"][0])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -67,7 +67,8 @@ def run(config: PipelineConfig) -> dict[str, Any]:
             print(f"\n[{number}/{len(steps)}] {name}", flush=True)
             done[name] = job.run(settings)
     failed = [shard for summary in done.values() if isinstance(summary, Mapping) for shard in summary.get("failed_shards", ())]
-    return {**done, "failed_shards": failed}
+    withheld = next((summary["withheld"] for summary in done.values() if isinstance(summary, Mapping) and summary.get("withheld")), None)
+    return {**done, "failed_shards": failed, "withheld": withheld}
 
 
 def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:

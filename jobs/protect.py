@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.dataset import Dataset
@@ -13,6 +13,7 @@ from cluster.protect import ProtectProcessor, describe_protection, require_same_
 from cluster.session import session
 from cluster.stage import run_stage
 from jobs.command import RayConfig, main_of
+from jobs.repair import repair
 from jobs.summary import print_summary
 
 
@@ -23,6 +24,7 @@ class ProtectConfig(RayConfig):
     Reads: a data set made by ingest, and for --method facemae the weights of a training run.
     Writes: a data set with the same shard names, keys and labels. The same input, weights and seed give the same bytes on any number
     of workers. A run that was stopped goes on with the shards that are not committed.
+    With --repair it reads a measurement besides (facemae leakage) and writes the set that was measured, what is traced protected again.
     Next: facemae leakage.
     """
 
@@ -44,14 +46,25 @@ class ProtectConfig(RayConfig):
     """Images handed to the device at once; changes no byte of the output."""
     rekey: str | None = None
     """For a release: replace every key by HMAC-SHA256 under the secret at env:NAME or file:PATH (driver and workers each read it)."""
+    repair: str | None = None
+    """Root of a measurement: copy its protected set, and protect what is traced again until no attacker traces it. Method, seed and mask
+    ratio come from the measured set."""
+    repair_rank: int = 1
+    """An image counts as traced when an attacker has its original at this rank or better; 1 to 10."""
+    recognizer: list[str] = field(default_factory=list)
+    """For --repair: the ONNX files of all attackers of the measurement."""
 
 
 def run(config: ProtectConfig) -> dict[str, Any]:
-    """Protect, and return the summary that is printed."""
+    """Protect or repair, and return the summary that is printed."""
+    if config.repair is not None:
+        return repair(config, config.repair)
+    if config.recognizer:
+        raise ValueError("--recognizer names the attackers of a --repair: give that too, or leave it out")
     require_apart(config.input, config.output)
     source, output = Dataset(config.input), Dataset(config.output)
     units, parent = input_units(source)
-    options = _method_options(config)
+    options = method_options(config)
     if config.rekey is not None:
         require_same_keys(source, output, config.rekey)
         del parent["url"]  # would tell where the originals are
@@ -65,7 +78,7 @@ def run(config: ProtectConfig) -> dict[str, Any]:
     return print_summary(result, output, next_step=next_step)
 
 
-def _method_options(config: ProtectConfig) -> dict[str, Any]:
+def method_options(config: ProtectConfig) -> dict[str, Any]:
     """The options of the chosen method."""
     if config.method != "facemae":
         return {}

@@ -73,7 +73,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
         pictures_missing=missing,
         panels=[(cmc_panels(attacker), similarity_panels(attacker, measurement.histogram)) for attacker in measurement.attackers],
         rules=RULES,
-        record=json.dumps({"leakage.json": json.loads(data), "run.json": training}, indent=1, sort_keys=True),
+        record=json.dumps({"leakage.json": _without_keys(json.loads(data)), "run.json": training}, indent=1, sort_keys=True),
         record_sha256=sha256_hex(data),
     )
     store.put(PAGE, html.encode("utf-8", "replace"))
@@ -88,6 +88,13 @@ def _pictures(config: ReportConfig, measurement: Measurement, output: str) -> tu
         return choose_pictures(measurement, output, config.num_pictures, config.seed, config.rekey), ""
     except (*UNREADABLE, PictureError) as error:
         return [], str(error)
+
+
+def _without_keys(content: Any) -> Any:
+    """The record less the keys of the most exposed images: the page may be passed on, and names no image."""
+    if isinstance(content, dict):
+        return {name: _without_keys(value) for name, value in content.items() if name != "most_exposed"}
+    return [_without_keys(value) for value in content] if isinstance(content, list) else content
 
 
 def _environment() -> jinja2.Environment:

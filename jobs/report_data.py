@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import pydantic
 
 from cluster.store import NotFound, Store, StoreError
+from facemae.curve import DEPTH
+from facemae.risk import RISK_DEPTHS
 from jobs.leakage import SCHEMA
 
 Level = Literal["none", "little", "kept", "unknown"]
@@ -43,13 +46,15 @@ class RiskByIdentity:
 
 @dataclass(frozen=True)
 class CurveData:
-    """A CMC curve: hits, shares with the ends of their interval, and guessing, each from k = 1 on.
+    """A CMC curve: hits, shares with the ends of their interval, and guessing, each at every depth k.
 
     Raises:
-        ValueError: the lists are empty or of different lengths, or there is no query.
+        ValueError: the lists are of different lengths, the depths are not 1 to 10 and larger ones, or there is no query.
     """
 
     queries: int
+    effective_queries: float
+    depths: list[int]
     hits: list[int]
     cmc: list[float]
     low: list[float]
@@ -58,9 +63,11 @@ class CurveData:
     by_identity: RiskByIdentity
 
     def __post_init__(self) -> None:
-        lengths = {len(self.hits), len(self.cmc), len(self.low), len(self.high), len(self.chance)}
-        if len(lengths) != 1 or 0 in lengths or self.queries < 1:
+        lengths = {len(values) for values in (self.depths, self.hits, self.cmc, self.low, self.high, self.chance)}
+        if len(lengths) != 1 or self.queries < 1:
             raise ValueError(f"a curve of {self.queries} queries whose lists have {sorted(lengths)} entries")
+        if self.depths[:DEPTH] != list(range(1, DEPTH + 1)) or any(b <= a for a, b in pairwise(self.depths)):
+            raise ValueError(f"a curve at the depths {self.depths}: they start with 1 to {DEPTH} and grow")
 
     @property
     def above_chance(self) -> bool:
@@ -69,8 +76,49 @@ class CurveData:
 
 
 @dataclass(frozen=True)
+class Link:
+    """The share of protected images that one threshold links to their originals, or why there is none to tell."""
+
+    far: float
+    tar: float | None
+    threshold: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Ends of the true CMC@1."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class MateSample:
+    """What an exact search of random queries says of an approximate one, for one kind of mate."""
+
+    queries: int
+    hits: int
+    exact_hits: int
+    bounds: Bounds
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """The random queries that were searched exactly too."""
+
+    queries: int
+    recall_at_1: float
+    image: MateSample | None
+    identity: MateSample | None
+
+
+@dataclass(frozen=True)
 class Search:
-    """One search: the folder of its ranks, its counts, and a curve for the same image and one for the same identity."""
+    """One search: the folder of its ranks, its counts, a curve for the same image and one for the same identity, and linking.
+
+    ``sample`` is None where the whole search was exact.
+    """
 
     ranks: str
     images: int
@@ -81,6 +129,8 @@ class Search:
     image: CurveData | None
     identity: CurveData | None
     histograms: Mapping[str, list[int]]
+    linking: list[Link] | None
+    sample: SampleData | None
 
 
 @dataclass(frozen=True)
@@ -94,9 +144,11 @@ class Recognizer:
 
 @dataclass(frozen=True)
 class Attacker:
-    """What one recogniser finds: protected -> original, original -> original and protected -> protected."""
+    """What one recogniser finds, plain or with an adaptive map: protected -> original, original -> original, protected -> protected."""
 
+    name: str
     recognizer: Recognizer
+    adaptive: Mapping[str, Any] | None
     leakage: Search
     reference: Search
     utility: Search
@@ -162,7 +214,6 @@ class Measurement:
     """The content of leakage.json. The first attacker is the worst one."""
 
     search: str
-    depth: int
     confidence: float
     histogram: Bins
     original: ImageSet
@@ -177,7 +228,7 @@ class Measurement:
     @property
     def ks(self) -> list[int]:
         """The k of CMC@k that tables show."""
-        return [k for k in (1, 5, 10) if k <= self.depth]
+        return list(RISK_DEPTHS)
 
     @property
     def worst(self) -> Attacker:

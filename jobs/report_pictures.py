@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from cluster.dataset import Dataset
-from cluster.leakage import read_ranks
 from cluster.picture import SIZE, decode, encode
+from cluster.ranks import read_ranks
 from cluster.secret import key_map_of
 from cluster.shard import Sample, ShardError, read_samples
 from cluster.store import StoreError, join_url
-from facemae.leakage import BEYOND, UNDEFINED
 from facemae.masking import random_mask
+from facemae.rank import UNDEFINED
 from jobs.report_data import Measurement
 from jobs.report_steps import require_measured_state
 
@@ -105,9 +105,9 @@ def _picture(before: Sample, after: Sample, measurement: Measurement, ranks: Map
     masking = _masking(measurement.protected.protection)
     masked = _uri(encode(mask_picture(original, before.key, *masking))) if masking else None
     rank = ranks.get(after.key, UNDEFINED)
-    told = {UNDEFINED: "", BEYOND: f"not among the {measurement.depth} nearest", 1: "traced: nearest of all"}
+    told = {UNDEFINED: "", 1: "traced: nearest of all"}
     # encoded anew: an original's own bytes may carry EXIF, with the place where it was taken
-    return Picture(after.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank}"))
+    return Picture(after.key, _uri(encode(original)), masked, _uri(bytes(after.image)), told.get(rank, f"found at rank {rank:,}"))
 
 
 def _masking(protection: Mapping[str, Any]) -> tuple[int, float, int] | None:

@@ -23,7 +23,7 @@ CMC_SIZE, HISTOGRAM_SIZE = (3.8, 2.6), (3.4, 2.4)
 """Inches; the page scales them to their columns, so that text is of one size."""
 MAX_TICKS = 6
 MAX_BINS = 60
-"""Where the similarities fill more bins, four are drawn as one: narrow bins of few pairs show noise."""
+"""Where the similarities fill more bins, several are drawn as one: narrow bins of few pairs show noise."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, in the page's font
     "font.size": 9.0,
@@ -61,7 +61,7 @@ class Panel:
 
 def cmc_panels(attacker: Attacker) -> list[Panel]:
     """CMC curves of one attacker, the same image and the same identity on one scale."""
-    name = attacker.recognizer.name
+    name = attacker.name
     image, identity = attacker.leakage.image, attacker.leakage.identity
     by_person = [(REFERENCE, attacker.reference.identity), (UTILITY, attacker.utility.identity), (LEAKAGE, identity)]
     panels = {"The same image": [(LEAKAGE, image)], "Another image of the same person": by_person}
@@ -84,28 +84,30 @@ def similarity_panels(attacker: Attacker, bins: Bins) -> list[Panel]:
     filled = np.flatnonzero(np.sum([counts for found in searches.values() for counts in found.values()], axis=0))
     if not len(filled):
         return []
-    span = float(edges[max(filled[0] - 2, 0)]), float(edges[min(filled[-1] + 3, bins.bins)])
-    if bins.bins % 4 == 0 and filled[-1] - filled[0] > MAX_BINS:
-        searches = {title: {name: _joined(counts) for name, counts in found.items()} for title, found in searches.items()}
-        edges = edges[::4]
-    name = attacker.recognizer.name
+    step = next(step for step in range(1, bins.bins + 1) if bins.bins % step == 0 and (filled[-1] - filled[0]) // step <= MAX_BINS)
+    span = float(edges[max(filled[0] - 2 * step, 0)]), float(edges[min(filled[-1] + 2 * step + 1, bins.bins)])
+    searches = {title: {name: _joined(counts, step) for name, counts in found.items()} for title, found in searches.items()}
+    edges = edges[::step]
+    name = attacker.name
     return [Panel(title, _histogram(found, edges, span, f"Similarities by {name}: {title}")) for title, found in searches.items()]
 
 
 def _cmc(curves: Sequence[tuple[Line, CurveData]], floor: float, label: str) -> Markup:
     figure, axes = _figure(CMC_SIZE)
-    ks = np.arange(1, len(curves[0][1].cmc) + 1)
-    axes.plot(ks, np.maximum(curves[-1][1].chance, floor), CHANCE.dashes, color=PALETTE[CHANCE.color], linewidth=1.6)
+    leakage, last = curves[-1][1], max(curve.depths[-1] for _, curve in curves)
+    axes.plot(leakage.depths, np.maximum(leakage.chance, floor), CHANCE.dashes, color=PALETTE[CHANCE.color], linewidth=1.6)
     for line, curve in curves:
-        color = PALETTE[line.color]
+        ks, color = curve.depths, PALETTE[line.color]
         axes.fill_between(ks, np.maximum(curve.low, floor), np.maximum(curve.high, floor), color=color, alpha=0.16, linewidth=0)
         axes.plot(ks, np.maximum(curve.cmc, floor), line.dashes, color=color, linewidth=1.8, marker="o", markersize=2.8)
-    axes.set(yscale="log", ylim=(floor, 1.15), xlim=(0.8, ks[-1] + 0.2), xlabel="k nearest looked at", ylabel="found among them")
-    decades = round(-math.log10(floor))
-    step = -(-decades // MAX_TICKS)
-    ticks = [10.0**-power for power in range(0, decades + 1, step)]
-    axes.set_yticks(ticks, [f"{_plain(100 * tick)} %" for tick in ticks])
-    axes.set_xticks(ks[[0, *range(1, len(ks), 2)]] if len(ks) < 3 else [k for k in ks if k == 1 or k % 5 == 0])
+    axes.set(
+        xscale="log", yscale="log", ylim=(floor, 1.15), xlim=(0.9, 1.1 * last), xlabel="k nearest looked at", ylabel="found among them"
+    )
+    shares = _powers(round(-math.log10(floor)))
+    axes.set_yticks([1 / power for power in shares], [f"{_plain(100 / power)} %" for power in shares])
+    decades = len(str(last)) - 1
+    ks_shown = _powers(decades) if decades > 2 else [k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500) if k <= last]
+    axes.set_xticks(ks_shown, [f"{k:,}" if k < 10_000 else f"{k:.0e}".replace("e+0", "e").replace("e+", "e") for k in ks_shown])
     axes.minorticks_off()
     axes.grid(axis="y", linewidth=0.6)
     return _svg(figure, label)
@@ -126,8 +128,14 @@ def _histogram(found: Mapping[str, Sequence[int]], edges: np.ndarray, span: tupl
     return _svg(figure, label)
 
 
-def _joined(counts: Sequence[int]) -> list[int]:
-    return np.reshape(counts, (-1, 4)).sum(axis=1).tolist()
+def _joined(counts: Sequence[int], step: int) -> list[int]:
+    return np.reshape(counts, (-1, step)).sum(axis=1).tolist()
+
+
+def _powers(decades: int) -> list[int]:
+    """Powers of ten from 1 on, up to 10^decades, few enough to be labelled."""
+    step = max(1, -(-decades // MAX_TICKS))
+    return [10**power for power in range(0, decades + 1, step)]
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.dataset import IO_THREADS, Dataset, Manifest, totals
+from cluster.accounting import totals
+from cluster.dataset import IO_THREADS, Dataset, Manifest
 from cluster.shard import ShardError, read_ledger
 from cluster.store import NotFound, StoreError, join_url, open_store
 from jobs.report_data import ImageSet, Measurement, Search
@@ -67,6 +68,9 @@ def gather_steps(measurement: Measurement, output: str) -> list[Step]:
     steps = [_image_step(name, sets[role]) for name, role in (("ingest", "original"), ("protect", "protected"))]
     for attacker in measurement.attackers:
         name = attacker.recognizer.name
+        if attacker.adaptive:  # its other searches, and the embeddings, are the plain attacker's
+            steps.append(_search_step(f"search protected → original, {attacker.name}", output, attacker.leakage))
+            continue
         for role, image_set in sets.items():
             steps.append(_step(f"embed {role}, {name}", join_url(image_set.url, "embeddings", name)))
         searches = {"protected → original": attacker.leakage, "original → original": attacker.reference}

@@ -7,10 +7,11 @@ from jobs.report_data import WEAK_ATTACKER, CurveData, Measurement
 
 def headline(measurement: Measurement) -> str:
     """The page's first sentence."""
-    name, curve = measurement.worst.recognizer.name, measurement.worst.leakage.image
+    name, curve = measurement.worst.name, measurement.worst.leakage.image
     if curve is None:
         return f"No protected image could be looked for by {name}."
-    traced = f"traces {count(curve.hits[0])} ({percent(curve.cmc[0])}, {interval(curve, measurement.confidence)})"
+    most = "" if measurement.search == "exact" else "at most "  # an approximate search can only overstate
+    traced = f"traces {most}{count(curve.hits[0])} ({percent(curve.cmc[0])}, {interval(curve, measurement.confidence)})"
     whose = "its original" if curve.hits[0] == 1 else "their originals"
     who = f"Of {count(curve.queries)} protected images, an attacker with {name}"
     return f"{who} {traced} to {whose}; guessing would trace {percent(curve.chance[0])}."

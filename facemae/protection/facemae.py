@@ -9,6 +9,7 @@ by `describe`. The promise is for one build of torch on one kind of processor: a
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ from facemae.model import MaskedAutoencoder, to_pictures, to_tensor
 from facemae.protection.protocol import check_batch
 
 TILE = {"cpu": 16, "cuda": 256}
+NUM_SEEDS = 4
+"""Rounds of a repair that only change the seed."""
+RATIO_STEP, MAX_RATIO = 0.05, 0.95
+"""What each later round hides more, and the most."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -117,6 +122,17 @@ class FaceMaeProtection:
         output = torch.empty_like(source)
         self._run_tiles(source, self._masks(keys), output)
         return output.cpu().numpy()
+
+    def variants(self, skip: int = 0) -> list[FaceMaeProtection]:
+        """Other masks from the same weights: first other seeds, then more hidden as well; see `Protection.variants`."""
+        steps = int((MAX_RATIO - self.mask_ratio) / RATIO_STEP + 1e-9)
+        ratios = [self.mask_ratio] * NUM_SEEDS + [round(self.mask_ratio + RATIO_STEP * step, 6) for step in range(1, steps + 1)]
+        found = []
+        for number, ratio in enumerate(ratios, skip + 1):
+            other = copy.copy(self)  # the weights are shared
+            other.seed, other.mask_ratio = self.seed + number, ratio
+            found.append(other)
+        return found
 
     def _masks(self, keys: Sequence[str]) -> Tensor:
         """The visible patches, int64 (N, V), of the pictures with these keys."""

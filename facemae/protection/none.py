@@ -23,3 +23,7 @@ class NoProtection:
         """Returns `pictures` itself; see `Protection.protect`."""
         check_batch(pictures, keys)
         return pictures
+
+    def variants(self, skip: int = 0) -> Sequence[NoProtection]:
+        """Returns nothing: there is nothing to vary; see `Protection.variants`."""
+        return []

@@ -36,6 +36,17 @@ class Protection(Protocol):
         """
         ...
 
+    def variants(self, skip: int = 0) -> Sequence[Protection]:
+        """Other protections of the same method and weights, in the order in which a repair tries them on a picture that is traced.
+
+        Args:
+            skip: rounds that earlier repairs made; their masks do not come again.
+
+        Returns:
+            None of them where the method has nothing to vary.
+        """
+        ...
+
 
 def check_batch(pictures: np.ndarray, keys: Sequence[str]) -> None:
     """Raises ValueError unless `pictures` is uint8 (N, H, W, 3) with one key each."""

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.accounting import totals
 from cluster.attempt import Attempt
-from cluster.dataset import SCHEMA, Dataset, Labels, Manifest, ShardData, fingerprint, totals
+from cluster.dataset import SCHEMA, Dataset, Labels, Manifest, ShardData, fingerprint
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_ledger, sha256_hex
 from cluster.store import NotFound, StoreError
 from cluster.verify import verify

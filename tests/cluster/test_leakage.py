@@ -11,15 +11,19 @@ import pytest
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
+from cluster.embedded import EmbeddedSet, GalleryError, require_same_recognizer
 from cluster.embedding import Embeddings, write_embeddings
-from cluster.index import Gallery, GalleryError, GalleryOptions
-from cluster.leakage import EmbeddedSet, LeakageProcessor, Ranks, read_ranks, require_same_recognizer, run_search, summarise, write_ranks
+from cluster.index import Gallery, GalleryOptions
+from cluster.leakage import LeakageProcessor, run_search, summarise
 from cluster.processor import Unit
+from cluster.ranks import Ranks, read_ranks, write_ranks
 from cluster.shard import ShardError
 from cluster.stage import StageOptions, StageResult
 from cluster.store import open_store
 from cluster.verify import verify
-from facemae.leakage import BEYOND, DEPTH, UNDEFINED, histogram
+from facemae.curve import depths
+from facemae.linking import NUM_BINS, histogram
+from facemae.rank import UNDEFINED
 
 DIM = 32
 SHARD = 60
@@ -73,7 +77,6 @@ def brute_force(queries: Embeddings, gallery: Embeddings, *, leave_out_own: bool
         mates = elsewhere[np.delete(gallery.identities, own) == identity]
         image = UNDEFINED if leave_out_own else int(np.sum(np.sort(scores)[::-1] > scores[own])) + 1
         person = int(np.sum(elsewhere > mates.max())) + 1 if len(mates) else UNDEFINED
-        image, person = (BEYOND if rank > DEPTH else rank for rank in (image, person))
         mate = np.nan if leave_out_own else scores[own]
         top = elsewhere.max() if leave_out_own else scores.max()
         found[key] = (image, person, len(mates), mate, max(mates, default=np.nan), top)
@@ -113,7 +116,9 @@ def test_protected_to_original_equals_brute_force(ray_session: None, tmp_path: P
     expected = brute_force(protected, kept, leave_out_own=False)
     expected.pop("k0007")
     assert_rows_equal(rows, expected)
-    assert {row[0] for row in expected.values()} >= {BEYOND, 1, 2}, "the example must hold traced and untraced images"
+    by_image = {row[0] for row in expected.values()}
+    assert by_image >= {1, 2}, "the example must hold traced images"
+    assert max(by_image) > 100, "and untraced ones"
     counts = {name: result.description[name] for name in ("samples_in", "samples", "quarantined")}
     assert counts == {"samples_in": 299, "samples": 237, "quarantined": 62}
     assert {row.reason for row in output.ledger(output.manifest("00002"))} == {"no-mate"}
@@ -130,12 +135,49 @@ def _check_summary(output: Dataset, rows: dict[str, tuple[Any, ...]], identities
     for column, curve in ((0, found["image"]), (1, found["identity"])):
         all_ranks = np.array([row[column] for row in rows.values() if row[column] != UNDEFINED])
         assert curve["queries"] == len(all_ranks)
-        assert curve["hits"] == [int(np.sum((all_ranks >= 1) & (all_ranks <= k))) for k in range(1, DEPTH + 1)]
+        assert curve["hits"] == [int(np.sum((all_ranks >= 1) & (all_ranks <= k))) for k in depths(238)]
     assert found["image"]["chance"][0] == pytest.approx(1 / 238)
     assert np.array_equal(found["histograms"]["mate"], histogram(np.array([row[3] for row in rows.values()], np.float32)))
     label = found["image"]["by_identity"]["worst"][0]
     mine = [rows[key][0] for key in rows if identities[int(key[1:])] == label["identity"]]
     assert (label["images"], label["traced"]) == (len(mine), sum(rank == 1 for rank in mine))
+
+
+def test_what_cells_leave_out_can_only_overstate_the_leakage(ray_session: None, tmp_path: Path) -> None:
+    originals, protected = faces()
+    gallery_set, queries = write_set(tmp_path / "original", originals), write_set(tmp_path / "protected", protected)
+    expected = brute_force(protected, originals, leave_out_own=False)
+    digests = []
+    for num_actors in (1, 2):
+        output = Dataset(str(tmp_path / f"ranks{num_actors}"), ".parquet")
+        options = GalleryOptions("IVF16,SQfp16", recall=0.6, num_actors=num_actors)
+        with Gallery(gallery_set.dataset, DIM, options) as gallery:
+            run_search(queries, gallery_set, gallery, output, name="search", options=StageOptions(num_workers=1))
+            assert 1 <= gallery.num_probes < 16
+        digests.append([manifest.sha256 for manifest in output.manifests()])
+    assert digests[0] == digests[1]
+    tables = [read_ranks(output.read(manifest))[0] for manifest in output.manifests()]
+    for table in tables:
+        for row, key in enumerate(table.key):  # fewer queries than the sample asks for: every one is searched exactly besides
+            image, person, others, mate, best, top = expected[key]
+            assert (table.exact_image[row], table.exact_identity[row], table.others[row]) == (image, person, others)
+            np.testing.assert_array_equal(
+                [table.mate_similarity[row], table.identity_similarity[row], table.exact_top[row]], [mate, best, top]
+            )
+            assert table.rank_image[row] <= image
+            assert table.rank_identity[row] <= person
+            assert table.top_similarity[row] <= top
+    assert sum(int((table.rank_image < table.exact_image).sum()) for table in tables) > 10, (
+        "the example must be one in which something is missed"
+    )
+    found = summarise(output).to_json(300)
+    truth = np.mean([row[0] == 1 for row in expected.values()])
+    assert found["image"]["cmc"][0] >= truth
+    assert found["sample"]["image"]["bounds"]["low"] <= truth <= found["sample"]["image"]["bounds"]["high"]
+    assert found["sample"]["queries"] == 300
+    with Gallery(gallery_set.dataset, DIM, options) as gallery:  # a second run finds everything done, without asking anybody
+        again = run_search(queries, gallery_set, gallery, output, name="search", options=StageOptions(num_workers=1))
+        assert (again.committed, gallery._actors) == (0, [])
 
 
 def test_a_set_searched_in_itself_leaves_each_image_out(ray_session: None, tmp_path: Path) -> None:
@@ -148,7 +190,7 @@ def test_a_set_searched_in_itself_leaves_each_image_out(ray_session: None, tmp_p
     assert found.image.queries == 0
     assert set(found.histograms) == {"genuine", "impostor"}
     # no identity has more than nine images in a shard here, so every genuine pair within a shard is drawn, once
-    expected = np.zeros(200, np.int64)
+    expected = np.zeros(NUM_BINS, np.int64)
     for start in range(0, len(originals), SHARD):
         part = range(start, start + SHARD)
         scores = (originals.vectors[part].astype(np.float64) @ originals.vectors[part].astype(np.float64).T).astype(np.float32)
@@ -194,6 +236,8 @@ def test_embeddings_that_expired_are_no_smaller_leakage(ray_session: None, tmp_p
 class FakeGallery:
     """Numbers from 0, as a gallery of one shard; never searched."""
 
+    exact = True
+
     def start(self, shard: str) -> int:
         return 0
 
@@ -231,9 +275,9 @@ def test_embedded_sets_are_checked(tmp_path: Path) -> None:
 
 
 def test_rank_tables_round_trip() -> None:
-    ints, floats = np.array([1, 0, -1], np.int32), np.array([0.5, np.nan, -1], np.float32)
+    ints, floats = np.array([1, 1 << 40, -1], np.int64), np.array([0.5, np.nan, -1], np.float32)
     identities, others = np.array([1, 2, 1 << 60], np.int64), np.array([3, 4, 0], np.int64)
-    rows = Ranks(["a", "b", "ü"], identities, ints, ints[::-1], others, floats, floats[::-1], floats)
+    rows = Ranks(["a", "b", "ü"], identities, ints, ints[::-1], ints, ints, others, floats, floats[::-1], floats, floats)
     histograms = {"mate": histogram(np.array([0.5, -1], np.float32))}
     data = write_ranks(rows, histograms)
     assert data == write_ranks(rows, histograms)

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 FOLDER = Path(__file__).parents[2] / "infra" / "s3"
-ROLES = ("ingest", "trainer", "protector", "measurer", "auditor", "cleaner", "publisher", "reader")
-PLACES = {name: name.lower() for name in ("SOURCE", "TRAINING", "ORIGINAL", "PROTECTED", "RUN", "RESULTS", "RELEASE")} | {"BUCKET": "faces"}
+ROLES = ("ingest", "trainer", "protector", "measurer", "repairer", "auditor", "cleaner", "publisher", "reader")
+_PREFIXES = ("SOURCE", "TRAINING", "ORIGINAL", "PROTECTED", "REPAIRED", "RUN", "RESULTS", "RELEASE")
+PLACES = {name: name.lower() for name in _PREFIXES} | {"BUCKET": "faces"}
 OPERATORS = {"StringEquals": False, "StringLike": True}
 
 

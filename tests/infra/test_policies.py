@@ -26,8 +26,9 @@ RARE = re.compile(
     r"\w+ AbortMultipartUpload .*"  # an upload of a large tar was cut off
     r"|\w+ DeleteObject (?!.*probe).*"  # another attempt committed first, or a checkpoint was old
     r"|\w+ \w+ .*(attempts|quarantine)/\*"  # records of attempts; nothing was left out of that set
-    r"|\w+ GetObject (training|original|protected)/(dataset.json|shards/\*)"  # looked at after the PUT of a large tar, and on a resume
+    r"|\w+ GetObject (training|original|protected|repaired)/(dataset.json|shards/\*)"  # after the PUT of a large tar, and on a resume
     r"|trainer (GetObject run/(checkpoints|weights)/\*|PutObject run/grids/\*)"  # on a resume; --grid-every
+    r"|measurer (GetObject protected/index.json|PutObject protected/dataset.json)"  # leakage with a limit releases or withholds
     r"|auditor GetObject training/.*"  # the run verifies two of the three sets
 )
 """Grants that the whole run has no occasion to use."""
@@ -52,7 +53,7 @@ def forbidden() -> dict[str, list[Access]]:
     everybody = [listing(None), listing(""), Access(get, "arn:aws:s3:::other/original/dataset.json", {})]
     everybody += [Access(action, "arn:aws:s3:::faces", {}) for action in bucket]
     everybody += [access for action in (get, put, drop) for access in these(action, "elsewhere/x", "original-2/dataset.json")]
-    everybody += these(drop, *(f"{root}/{key}" for root in (*SETS, "release") for key in COMMITS))
+    everybody += these(drop, *(f"{root}/{key}" for root in (*SETS, "repaired", "release") for key in COMMITS))
     originals = [f"original/{key}" for key in (*COMMITS, *LOST)]
     embeddings = [f"{root}/embeddings/r/shards/x.parquet" for root in SETS]
     every_root = [f"{root}/{key}" for root in (*SETS, "run", "results", "release") for key in (*COMMITS, *LOST)]
@@ -66,7 +67,13 @@ def forbidden() -> dict[str, list[Access]]:
         + these(drop, "source/x.jpg"),
         "trainer": keep_originals + these(get, *originals, *embeddings[1:], "protected/dataset.json") + these(put, "training/shards/x.tar"),
         "protector": keep_originals + no_embeddings + these(get, "original/quarantine/x", "run/checkpoints/x") + these(put, weights),
-        "measurer": keep_originals + these(get, weights, "source/x.jpg") + these(put, "protected/shards/x.tar", "training/dataset.json"),
+        "measurer": keep_originals
+        + these(get, weights, "source/x.jpg")
+        + these(put, "protected/shards/x.tar", "training/dataset.json")
+        + these(put, "protected/index.json", "protected/manifests/00000.json", "protected/quarantine/x.parquet"),
+        "repairer": keep_originals
+        + these(get, "original/quarantine/x", "run/checkpoints/x", "source/x.jpg", embeddings[2], "training/shards/x.tar")
+        + these(put, *(f"protected/{key}" for key in COMMITS), "results/leakage.json", embeddings[1], weights),
         "auditor": write_nothing + these(get, weights, "source/x.jpg"),
         "cleaner": these(put, *every_root) + these(drop, "run/checkpoints/x", "results/x", "source/x.jpg"),
         "publisher": these(get, *originals, *embeddings, "protected/attempts/1.json") + these(put, "protected/shards/x.tar", *embeddings),
@@ -93,6 +100,11 @@ def test_a_policy_is_narrow(role: str) -> None:
         assert not allows(policy, access), access
 
 
+def test_only_protect_and_the_gate_write_what_says_that_a_set_is_released() -> None:
+    writers = {role for role in ROLES if allows(filled_in(role), on("protected/dataset.json", "s3:PutObject"))}
+    assert writers == {"protector", "measurer"}
+
+
 @pytest.mark.parametrize("name", [*ROLES, "lifecycle"])
 def test_the_documented_command_fills_a_file_in(name: str) -> None:
     text = (FOLDER.parents[1] / "docs" / "storage.md").read_text()
@@ -110,7 +122,8 @@ def test_only_the_cleaner_and_losers_of_a_commit_delete() -> None:
         policy = filled_in(role)
         deletable = {r.rpartition("faces/")[2] for s in policy["Statement"] if "s3:DeleteObject" in s["Action"] for r in s["Resource"]}
         assert bool(deletable) is (role not in ("auditor", "publisher", "reader"))
-        allowed = ("shards/*", "quarantine/*", ".probe-*", {"cleaner": "attempts/*", "trainer": "checkpoints/*"}.get(role, ".probe-*"))
+        own = {"cleaner": "attempts/*", "trainer": "checkpoints/*", "measurer": ".cells-*/*"}  # the last: an index's intermediate set
+        allowed = ("shards/*", "quarantine/*", ".probe-*", own.get(role, ".probe-*"))
         assert all(resource.endswith(allowed) for resource in deletable), role
 
 
@@ -187,7 +200,7 @@ def test_every_request_of_every_job_is_within_its_role(whole_run: WholeRun) -> N
     assert denied >= 2
     assert len(whole_run.record.requests) > 200
     everything = {("GET", "s3:ListBucket"), ("GET", "s3:GetObject"), ("PUT", "s3:PutObject"), ("DELETE", "s3:DeleteObject")}
-    for role in ("ingest", "trainer", "protector", "measurer"):
+    for role in ("ingest", "trainer", "protector", "measurer", "repairer"):
         assert seen[role] >= everything, role
     assert seen["auditor"] >= {("GET", "s3:ListBucket"), ("GET", "s3:GetObject"), ("GET", "s3:ListBucketMultipartUploads")}
     assert seen["reader"] == {("GET", "s3:ListBucket"), ("GET", "s3:GetObject")}
@@ -226,7 +239,7 @@ def test_nothing_is_granted_that_no_job_uses(whole_run: WholeRun) -> None:
         needed = accesses(request.method, request.target, request.headers)
         used[roles[request.access_key]] |= {(access.action, access.resource): access for access in needed}
     unused = set()
-    for role in ("ingest", "trainer", "protector", "measurer", "auditor"):
+    for role in ("ingest", "trainer", "protector", "measurer", "repairer", "auditor"):
         grants = [(a, r) for s in filled_in(role)["Statement"] if "Condition" not in s for a in s["Action"] for r in s["Resource"]]
         for action, resource in grants:
             one = {"Statement": [{"Effect": "Allow", "Action": action, "Resource": resource}]}

@@ -98,7 +98,7 @@ class WholeRun:
 
 @pytest.fixture(scope="session")
 def whole_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeRun]:
-    """Ingest, embed, train, protect with --rekey, measure, report, verify, publish and verify again; then runs that must fail."""
+    """Ingest, embed, train, protect with --rekey, measure, repair, report, verify, publish and verify again; then runs that must fail."""
     if not pytestconfig.getoption("--kills"):
         pytest.skip("runs in `make faults`: twenty jobs, three minutes")
     keys = {role: (f"KEY{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)) for role in ROLES}
@@ -143,6 +143,8 @@ def _all_jobs(run: WholeRun) -> None:
     run.job("train", "trainer", "train", *train, *SMALL, *one)
     run.job("protect", "protector", "protect", *protect, "--output", f"{BUCKET}/protected", "--rekey", "env:REKEY_SECRET", **by_env)
     run.job("leakage", "measurer", "leakage", *measure, "--rekey", by_file)
+    repair = ["--repair", f"{BUCKET}/results", "--repair-rank", "10", "--recognizer", recognizer, "--rekey", by_file]
+    run.job("repair", "repairer", "protect", *protect, "--output", f"{BUCKET}/repaired", *repair)
     run.job("report", "measurer", "report", "--output", f"{BUCKET}/results", "--rekey", by_file)
     run.job("verify original", "auditor", "verify", f"{BUCKET}/original")
     run.job("verify", "auditor", "verify", f"{BUCKET}/protected")

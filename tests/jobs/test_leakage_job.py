@@ -14,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cluster.dataset import Dataset
 from cluster.embedding import Embeddings, read_embeddings
-from facemae.leakage import Curve, Leakage
+from facemae.curve import Curve, depths
+from facemae.leakage import Leakage
 from jobs import embed, ingest, protect
-from jobs.leakage import _report, _table, main
+from jobs.leakage import _report, main
+from jobs.leakage_table import table_of
 
 DIM = 24
 
@@ -55,14 +57,14 @@ def embeddings(root: str, name: str) -> Embeddings:
 
 
 def hits(queries: Embeddings, gallery: Embeddings, *, other_images: bool, own: bool) -> list[int]:
-    """Queries with a mate among the k nearest, k = 1 .. 10, by sorting every similarity (ties for the attacker)."""
+    """Queries with a mate among the k nearest, at the depths of a curve, by sorting every similarity (ties for the attacker)."""
     scores = (queries.vectors.astype(np.float64) @ gallery.vectors.astype(np.float64).T).astype(np.float32)
     same_image = np.array(queries.keys)[:, None] == np.array(gallery.keys)
     mates = (queries.identities[:, None] == gallery.identities) & ~same_image if other_images else same_image
     if other_images or not own:
         scores[same_image] = -np.inf
     ranks = [1 + int(np.sum(row > row[mine].max())) for row, mine in zip(scores, mates, strict=True)]
-    return [sum(rank <= k for rank in ranks) for k in range(1, 11)]
+    return [sum(rank <= k for rank in ranks) for k in depths(len(gallery.keys))]
 
 
 def test_the_job_equals_brute_force(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +73,7 @@ def test_the_job_equals_brute_force(roots: tuple[str, str], tmp_path: Path, caps
     command = ["--original", original, "--protected", protected, "--recognizer", file, "--output", str(output), "--num-workers", "1"]
     assert main(command) == 0
     report = json.loads((output / "leakage.json").read_bytes(), parse_constant=pytest.fail)
-    assert (report["schema"], report["search"], report["depth"], report["worst_attacker"]) == (1, "exact", 10, "alpha")
+    assert (report["schema"], report["search"], report["worst_attacker"]) == (2, "exact", "alpha")
     assert report["protected"]["parent"]["fingerprint"] == report["original"]["fingerprint"]
     assert "none" in json.dumps(report["protected"]["config"])
     (attacker,) = report["attackers"]
@@ -104,19 +106,40 @@ def _check_attacker(attacker: dict[str, Any], original: str, protected: str) -> 
 def test_the_worst_attacker_leads() -> None:
     def attacker(name: str, image: int, identity: int, left_out: int = 0) -> dict[str, Any]:
         labels = np.arange(40) // 2
-        curves = [Curve.of(np.where(np.arange(40) < hits, 1, 0), labels, others) for hits, others in ((image, None), (identity, labels))]
-        none = Curve.of(np.full(40, -1), labels)
+        found = [np.where(np.arange(40) < hits, 1, 40) for hits in (image, identity)]
+        curves = [Curve.of(ranks, labels, 50, others) for ranks, others in zip(found, (None, labels), strict=True)]
+        none = Curve.of(np.full(40, -1), labels, 50)
         leakage, reference = Leakage(curves[0], curves[1]).to_json(50), Leakage(none, none).to_json(50)
-        return {"recognizer": {"name": name}, "leakage": {**leakage, "left_out": left_out}, "reference": reference, "utility": reference}
+        exact = {"search": "exact"}
+        searches = {"leakage": {**leakage, **exact, "left_out": left_out}, "reference": reference | exact, "utility": reference | exact}
+        return {"name": name, "recognizer": {"name": name}, "adaptive": None, **searches}
 
     sets = {"original": {"samples": 50}, "protected": {"samples": 40}}
     report = _report(sets, [attacker("mild", 2, 9), attacker("worst", 4, 3, left_out=7), attacker("weak", 2, 1)])
-    assert [one["recognizer"]["name"] for one in report["attackers"]] == ["worst", "mild", "weak"]
+    assert [one["name"] for one in report["attackers"]] == ["worst", "mild", "weak"]
     assert report["worst_attacker"] == "worst"
-    lines = list(_table(report))
-    assert re.search(r"^worst +the same image +10\.00 \[3\.96, 23\.05\] +10\.00 +10\.00 +2\.00 +-$", lines[2])
+    lines = list(table_of(report))
+    # both images of two people in twenty: Wilson's interval of 2 in 20
+    assert re.search(r"^worst +the same image +10\.00 \[2\.79, 30\.10\] +10\.00 +10\.00 +2\.00 +-$", lines[2])
     assert "no identity has two images" in lines[4]
     assert any(line.startswith("worst: 7 protected images have no rank") for line in lines)
+
+
+def test_other_protections_stand_beside(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, protected = roots
+    file = str(write_recognizer(tmp_path / "alpha.onnx", 0))
+    command = ["--original", original, "--protected", protected, "--recognizer", file, "--num-workers", "1", "--no-adaptive", "--output"]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    assert main([*command, str(tmp_path / "second"), "--beside", str(tmp_path / "first")]) == 0
+    first, second = (json.loads((tmp_path / name / "leakage.json").read_bytes()) for name in ("first", "second"))
+    (other,) = second["beside"]
+    assert other["protection"]["method"] == "none"
+    assert other["attackers"][0]["image"]["cmc"] == first["attackers"][0]["leakage"]["image"]["cmc"][0]
+    assert "beside: none by alpha, CMC@1 %: image 100.00" in capsys.readouterr().out
+    first["original"]["fingerprint"] = "another"
+    (tmp_path / "first" / "leakage.json").write_text(json.dumps(first))
+    assert main([*command, str(tmp_path / "third"), "--beside", str(tmp_path / "first")]) == 2
+    assert "is of other originals" in capsys.readouterr().err
 
 
 def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,9 @@ import pytest
 import facemae.model  # noqa: F401  # registers the architectures
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
-from cluster.leakage import read_ranks
 from cluster.picture import decode, encode
 from cluster.protect import require_same_keys
+from cluster.ranks import read_ranks
 from cluster.secret import KeyMap, SecretError
 from cluster.shard import Rejected, Sample, ShardWriter, read_samples
 from cluster.store import open_store

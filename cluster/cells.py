@@ -58,9 +58,9 @@ class CellsProcessor(Processor[CellsUnit]):
 
     def open(self, threads: int) -> None:
         """Load the quantiser."""
-        import torch
+        import faiss
 
-        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
         self._dataset = Dataset(self._url, ".parquet")
         self._cells = Quantizer.from_bytes(self._quantizer, f"{self._url}: the quantiser of its index")
 

@@ -112,10 +112,8 @@ def _codes_key(choice: Choice) -> str:
 def _train(url: str, names: list[str], starts: np.ndarray, dim: int, choice: Choice, quantizer: bytes | None, gpu: bool) -> list[bytes]:
     """In a task: the quantiser (unless it is there) and the codes, trained on a random sample."""
     import faiss
-    import torch
 
     faiss.omp_set_num_threads(1)  # the one core that Ray set aside
-    torch.set_num_threads(1)
     sample = _sample(Dataset(url, ".parquet"), names, starts, dim, choice.num_cells * SAMPLES_PER_CELL)
     if len(sample) < choice.num_cells:
         raise GalleryError(f"{url}: {len(sample)} embeddings for {choice.num_cells} cells: choose fewer cells, or Flat")

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import faiss
 import numpy as np
-import torch
 from safetensors.numpy import load, save
 
 from cluster.store import StoreError
 from facemae.leakage import similarity
-from facemae.scan import Rows, rounding, tensor
+from facemae.scan import rounding
 
 SAMPLES_PER_CELL = 64
 """Images of the training sample for each cell; FAISS asks for 39 or more."""
 ITERATIONS = 10
-BLOCK = 8192
+SPARE_CELLS = 8
+"""Cells looked up beyond those asked for, to decide ties at the edge."""
 
 
 class Quantizer:
@@ -33,7 +33,7 @@ class Quantizer:
 
     def __init__(self, centroids: np.ndarray, part: np.ndarray) -> None:
         self.centroids, self.part = centroids, part
-        self._rows = Rows(centroids)
+        self._exact = centroids.astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -57,27 +57,24 @@ class Quantizer:
         Which cells these are is decided without rounding, so it depends neither on threads nor on the size of a batch.
         """
         num_probes = min(num_probes, len(self))
-        return np.concatenate([self._nearest(vectors[s : s + BLOCK], num_probes) for s in range(0, max(len(vectors), 1), BLOCK)])
-
-    def _nearest(self, vectors: np.ndarray, num_probes: int) -> np.ndarray:
         if num_probes == len(self):
             return np.tile(np.arange(len(self), dtype=np.int32), (len(vectors), 1))
-        queries = tensor(vectors).float()
-        scores = torch.cat([queries @ block.T for _, block in self._rows.blocks(0, len(self))], 1).numpy()
-        edge, error = len(self) - num_probes, rounding(self._rows.dim)
-        parted = np.partition(scores, edge, axis=1)
-        last = parted[:, edge]
-        close = np.flatnonzero(last - parted[:, :edge].max(axis=1) <= 2 * error)
-        # rounding may have exchanged cells at the edge: their similarities are computed again without it
-        rows, cells = np.nonzero(np.abs(scores[close] - last[close, None]) <= 2 * error)
-        rows = close[rows]
-        scores[rows, cells] = similarity(vectors[rows], self.centroids[cells])
-        last[close] = np.partition(scores[close], edge, axis=1)[:, edge]
-        kept = scores >= last[:, None]
-        for row in np.flatnonzero(kept.sum(axis=1) > num_probes):  # equally similar: the lower numbers
-            kept[row] = False
-            kept[row, np.argsort(-scores[row], kind="stable")[:num_probes]] = True
-        return np.nonzero(kept)[1].reshape(len(vectors), num_probes).astype(np.int32)
+        width = min(num_probes + SPARE_CELLS, len(self))
+        scores, cells = faiss.knn(vectors.astype(np.float32), self._exact, width, metric=faiss.METRIC_INNER_PRODUCT)
+        edge, slack = scores[:, num_probes - 1], 2 * rounding(self._exact.shape[1])
+        unsure = np.flatnonzero(edge - scores[:, num_probes] <= slack)  # rounding may have exchanged cells at the edge
+        cells[unsure] = self._sorted(vectors[unsure], scores[unsure], cells[unsure], edge[unsure, None], slack)
+        return np.sort(cells[:, :num_probes].astype(np.int32), axis=1)
+
+    def _sorted(self, vectors: np.ndarray, scores: np.ndarray, cells: np.ndarray, edge: np.ndarray, slack: float) -> np.ndarray:
+        """Candidates (Q, W) by similarity, what lies near ``edge`` without rounding; of equally similar ones the lower numbers first."""
+        rows, columns = np.nonzero(np.abs(scores - edge) <= slack)
+        scores[rows, columns] = similarity(vectors[rows], self.centroids[cells[rows, columns]])
+        found = np.take_along_axis(cells, np.lexsort((cells, -scores)), 1)
+        if cells.shape[1] < len(self):
+            for row in np.flatnonzero(scores[:, -1] >= edge[:, 0] - 2 * slack):  # more of them than there are candidates
+                found[row] = np.argsort(-similarity(vectors[row], self.centroids), kind="stable")[: cells.shape[1]]
+        return found
 
     def to_bytes(self) -> bytes:
         """As safetensors."""

@@ -35,14 +35,14 @@ class Options:
         threads: in all.
         recall: share of queries whose nearest must be found.
         cells: of every index of cells; 0 takes for ours what cluster.index_choice would, for FAISS 4 sqrt(N), as its guidelines have it.
-        batch: queries that ours are given at once; the peers get all.
+        batch: queries that ours are given at once, a shard of the default size; the peers get all.
     """
 
-    k: int = 10
+    k: int = 1
     threads: int = 2
     recall: float = 0.99
     cells: int = 0
-    batch: int = 5000
+    batch: int = 10_000
 
 
 class Method:
@@ -179,8 +179,9 @@ class Ours(Method):
         """Read, train, divide, load; Ray is there already, as it is in any job."""
         from cluster.dataset import Dataset
         from cluster.index import Gallery, GalleryOptions
+        from cluster.index_choice import num_cells_for
 
-        factory = f"IVF{self.options.cells or _power_of_two(len(self.gallery))},SQfp16" if self.factory == "cells" else self.factory
+        factory = f"IVF{self.options.cells or num_cells_for(len(self.gallery))},SQfp16" if self.factory == "cells" else self.factory
         options = GalleryOptions(factory, self.options.recall, num_actors=self.options.threads, threads=1)
         self.index = Gallery(Dataset(str(self.folder / "shards"), ".parquet"), self.queries.shape[1], options)
         self.index.load()
@@ -215,11 +216,6 @@ class OursExact(Ours):
     """Every image compared with every query."""
 
     factory = "Flat"
-
-
-def _power_of_two(total: int) -> int:
-    """Near 2 sqrt(N), as cluster.index_choice has it."""
-    return 1 << round(math.log2(2 * math.sqrt(total)))
 
 
 METHODS: dict[str, type[Method]] = {

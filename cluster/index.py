@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 MAX_RESTARTS = 3
 """Times that one actor is rebuilt from the store after its process or node was lost."""
-BLOCK_QUERIES = 4096
-"""Queries that are routed at once; changes no result."""
+BLOCK_QUERIES, BLOCK_PROBES = 16384, 1 << 21
+"""Queries, and cells that they probe together, which are routed at once. They change no result: the more queries a cell is compared with at
+once, the faster; what is routed together is in this process's memory."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,9 @@ class Gallery:
 
     def _calls(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Iterator[tuple[np.ndarray, ray.ObjectRef]]:
         """Ask the owners of the probed cells, block by block: they search one while the cells of the next are looked up here."""
-        for start in range(0, len(vectors), BLOCK_QUERIES):
-            block, limits = vectors[start : start + BLOCK_QUERIES], thresholds[start : start + BLOCK_QUERIES]
+        size = min(BLOCK_QUERIES, max(1, BLOCK_PROBES // self.num_probes))
+        for start in range(0, len(vectors), size):
+            block, limits = vectors[start : start + size], thresholds[start : start + size]
             for r in self.routes(block):
                 search = self._actors[r.owner].search
                 yield start + r.queries, search.remote(block[r.queries], k, limits[r.queries], r.cells)

@@ -64,9 +64,9 @@ def choose(
     """
     named = factory != "auto"
     if not named:
-        factory = "Flat" if num_images <= EXACT_IMAGES else f"IVF{_num_cells(num_images)},SQfp16"
+        factory = "Flat" if num_images <= EXACT_IMAGES else f"IVF{num_cells_for(num_images)},SQfp16"
         if num_actors and num_images * dim * 2 > num_actors * actor_bytes and factory != "Flat":
-            factory = f"IVF{_num_cells(num_images)},PQ{dim // 8}"
+            factory = f"IVF{num_cells_for(num_images)},PQ{dim // 8}"
     num_cells, codes = _parse(factory)
     if num_cells > max(num_images // 4, 1):
         raise ValueError(f"{factory} has {num_cells} cells for {num_images} images: take at most {max(num_images // 4, 1)}, or Flat")
@@ -79,9 +79,9 @@ def choose(
     return Choice(factory, num_cells, parts, min(actors, parts) if parts else actors, size + 12, why)
 
 
-def _num_cells(num_images: int) -> int:
-    """The power of two from 4 sqrt(N) up: so many that a query scans a small part of the images, and so few that finding its cells costs no
-    more than that (benchmarks/index.py)."""
+def num_cells_for(num_images: int) -> int:
+    """Cells of an index of N images, the power of two from 4 sqrt(N) up: so many that a query scans a small part of the images, and so few
+    that finding its cells costs no more than that (benchmarks/index.py)."""
     return 1 << max(8, math.ceil(math.log2(4 * num_images**0.5)))
 
 

@@ -61,7 +61,9 @@ def test_training_gives_unit_centres_and_balanced_parts() -> None:
     sample = unit_rows(40)[rng.integers(0, 40, 4000)].astype(np.float32) + 0.05 * rng.standard_normal((4000, 24)).astype(np.float32)
     sample /= np.linalg.norm(sample, axis=1, keepdims=True)
     found = Quantizer.train(sample, 32, 4)
-    assert len(found) == 32 and set(found.part) == {0, 1, 2, 3} and (np.diff(found.part) >= 0).all()
+    assert len(found) == 32
+    assert set(found.part) == {0, 1, 2, 3}
+    assert (np.diff(found.part) >= 0).all()
     assert np.linalg.norm(found.centroids.astype(np.float32), axis=1) == pytest.approx(np.ones(32), abs=2e-3)
     held = np.bincount(found.part[found.nearest(sample, 1)[:, 0]])
     assert held.max() < 2 * held.mean()
@@ -72,7 +74,8 @@ def test_training_gives_unit_centres_and_balanced_parts() -> None:
 def test_bytes_there_and_back() -> None:
     made = Quantizer(unit_rows(12), np.repeat(np.arange(3, dtype=np.int32), 4))
     read = Quantizer.from_bytes(made.to_bytes(), "here")
-    assert np.array_equal(read.centroids, made.centroids) and np.array_equal(read.part, made.part)
+    assert np.array_equal(read.centroids, made.centroids)
+    assert np.array_equal(read.part, made.part)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nan", "descending", "float32"])
@@ -89,7 +92,9 @@ def test_what_is_no_quantiser_is_refused_by_name(damage: str) -> None:
 @given(weights=st.lists(st.integers(0, 50), min_size=1, max_size=60), num_parts=st.integers(1, 12))
 def test_cut_gives_runs_without_gaps(weights: list[int], num_parts: int) -> None:
     runs = cut(np.array(weights), num_parts)
-    assert runs[0] == 0 and set(np.diff(runs)) <= {0, 1} and runs[-1] < num_parts
+    assert runs[0] == 0
+    assert set(np.diff(runs)) <= {0, 1}
+    assert runs[-1] < num_parts
     held = np.bincount(runs, weights=weights)
     assert held.max() <= sum(weights) / num_parts + max(weights), "no run is heavier than its share and one cell"
 

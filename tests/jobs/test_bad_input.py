@@ -104,7 +104,7 @@ def test_an_unknown_job_and_the_help() -> None:
         assert f"  {job}" in shown
     failed = subprocess.run([*run, "protekt"], capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2
-    assert "the jobs are ingest" in failed.stderr
+    assert "the jobs are plan, ingest" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class LeakageConfig(RayConfig):
     cpus_per_gallery_actor: float = 0.0
     """CPU cores set aside for each; 0 lets them share the workers' (they take turns), which always fits."""
     gpus_per_gallery_actor: float = 0.0
-    """GPUs of each; FAISS then searches on the GPU, with the same result."""
+    """GPUs of each: it then searches there, with the same result."""
     beside: list[str] = field(default_factory=list)
     """Roots of measurements of other protections of the same originals, by the same recognisers: their figures stand beside these."""
     adaptive: bool = True
@@ -103,6 +103,8 @@ def run(config: LeakageConfig) -> dict[str, Any]:
         print(f"given up: {shard}: its manifest says why")
     again = f" --rekey {config.rekey}" if config.rekey else ""
     print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}{again}")
+    if config.max_cmc1 is None and config.max_identity_cmc1 is None:
+        print("         the same command with --max-cmc1 0.01 releases the set, or withholds it, by what was measured")
     verdict = gate(report, written, f"{output.url}/leakage.json", config.max_cmc1, config.max_identity_cmc1)
     return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed, **verdict}
 

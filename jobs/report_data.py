@@ -201,6 +201,34 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """CMC@1 and its interval."""
+
+    cmc: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class OtherAttacker:
+    """What an attacker found of another protection; None where nothing was to be found."""
+
+    name: str
+    image: Ends | None
+    identity: Ends | None
+    utility: Ends | None
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another protection of the same originals, measured before."""
+
+    url: str
+    protection: Mapping[str, Any]
+    attackers: list[OtherAttacker]
+
+
+@dataclass(frozen=True)
 class Bins:
     """Equal bins of the similarity histograms."""
 
@@ -211,7 +239,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The content of leakage.json. The first attacker is the worst one."""
+    """The content of leakage.json. The first attacker is the worst one; ``beside`` holds other protections of the same originals."""
 
     search: str
     confidence: float
@@ -220,6 +248,7 @@ class Measurement:
     protected: ImageSet
     worst_attacker: str
     attackers: list[Attacker]
+    beside: list[Other]
 
     def __post_init__(self) -> None:
         if not self.attackers:

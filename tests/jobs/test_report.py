@@ -459,3 +459,20 @@ def test_a_browser_shows_it(measured: Path, tmp_path: Path, scheme: str) -> None
     pixels = np.asarray(Image.open(shot).convert("L")).astype(int)
     assert pixels.std() > 15, "not blank"
     assert (np.median(pixels) > 128) == (scheme == "light")
+
+
+def test_other_protections_stand_in_a_table_with_this_one(edited: Callable[[Edit], Path]) -> None:
+    ends = {"cmc": 0.125, "low": 0.0625, "high": 0.25}
+    attacker = {"name": "alpha", "image": ends, "identity": None, "utility": {**ends, "cmc": 0.75}}
+
+    def change(content: dict[str, Any]) -> None:
+        content["beside"] = [{"url": "s3://b/blurred", "sha256": "0" * 64, "protection": {"method": "<blur>"}, "attackers": [attacker]}]
+
+    text = text_of(render(edited(change), pictures=False))
+    assert "Beside other protections" in text
+    assert re.search(r"<blur> alpha 12\.5 % 6\.2 % \S 25\.0 % \S 75\.0 %", text), text
+    assert "facemae (this page) alpha" in text
+
+
+def test_alone_there_is_no_such_table(page: str) -> None:
+    assert "Beside other protections" not in page

@@ -20,6 +20,7 @@ class Bound:
         upper: upper end of the attacker's share at rank 1, in [0, 1]; every image without a rank counts as found.
         attacker: its name.
         queries: images with a rank; without any, nothing was measured and ``upper`` is 1.
+        cmc1: the share found, of images with a rank and without, of which ``upper`` is the upper end.
     """
 
     mate: str
@@ -27,6 +28,7 @@ class Bound:
     upper: float
     attacker: str
     queries: int
+    cmc1: float
 
     @property
     def passed(self) -> bool:
@@ -40,7 +42,10 @@ class Bound:
             return f"no image could be searched for by {self.attacker} ({_FLAGS[self.mate]}): nothing was measured, so nothing is safe"
         verdict = "within" if self.passed else "above"
         shares = f"up to {100 * self.upper:.4g} % of the images may {_FOUND[self.mate]} by {self.attacker}, the worst attacker"
-        return f"{shares}, {verdict} the limit of {100 * self.limit:.4g} % (upper end of the interval; no rank counts as found)"
+        text = f"{shares}, {verdict} the limit of {100 * self.limit:.4g} % (upper end of the interval; no rank counts as found)"
+        if self.passed or self.cmc1 > self.limit:
+            return text
+        return f"{text}. {100 * self.cmc1:.4g} % were found: so few people cannot show that it is not more, a larger set may"
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def _bound(attacker: Mapping[str, Any], mate: str, limit: float) -> Bound:
     curve, left_out = search[mate], search["left_out"]
     high = curve["high"][0] if curve and curve["queries"] else None
     if high is None or not 0 <= high <= 1:  # a NaN is nothing measured either
-        return Bound(mate, limit, 1.0, name, 0)
+        return Bound(mate, limit, 1.0, name, 0, 1.0)
     queries = curve["queries"]
-    return Bound(mate, limit, (high * queries + left_out) / (queries + left_out), name, queries)
+    upper, cmc1 = ((share * queries + left_out) / (queries + left_out) for share in (high, curve["cmc"][0]))
+    return Bound(mate, limit, upper, name, queries, cmc1)

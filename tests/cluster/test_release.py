@@ -17,7 +17,7 @@ from cluster.store import StoreError
 from cluster.verify import verify
 from tests.cluster.test_verify import COMMIT, build
 
-BOUND = {"mate": "image", "limit": 0.01, "upper": 0.004, "attacker": "alpha", "queries": 12}
+BOUND = {"mate": "image", "limit": 0.01, "upper": 0.004, "attacker": "alpha", "queries": 12, "cmc1": 0.001}
 EVIDENCE = Evidence([BOUND], "s3://bucket/results/leakage.json", "e" * 64, "f", 12)
 LINEAGE: dict[str, Any] = {"fingerprint": "f", "parent": None}
 

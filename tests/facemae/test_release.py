@@ -41,6 +41,18 @@ def test_a_limit_that_is_just_kept_passes(limit: float, passed: bool) -> None:
     assert decide(report(attacker("a", curve(0.02))), limit).passed is passed
 
 
+def test_few_people_cannot_show_that_it_is_not_more_and_are_told_so() -> None:
+    few = curve(0.021, 240)
+    assert few is not None
+    few["cmc"] = [0.009]
+    reason = decide(report(attacker("a", few)), 0.01).reason
+    assert "up to 2.1 %" in reason
+    assert "0.9 % were found" in reason
+    assert "a larger set may" in reason
+    few["cmc"] = [0.02]
+    assert "larger set" not in decide(report(attacker("a", few)), 0.01).reason, "no size of a set would help"
+
+
 def test_each_limit_has_a_bound_of_its_own() -> None:
     both = report(attacker("a", curve(0.001), curve(0.2, 50)), attacker("b", curve(0.004), curve(0.1)))
     assert [b.attacker for b in decide(both, 0.01, 0.25).bounds] == ["b", "a"]
@@ -50,7 +62,7 @@ def test_each_limit_has_a_bound_of_its_own() -> None:
     assert "--max" not in failed.reason
     assert "original" not in failed.reason, "a bound that is kept is no reason to withhold"
     assert decide(both, max_identity_cmc1=0.2).passed
-    assert [set(b) for b in failed.to_json()] == [{"mate", "limit", "upper", "attacker", "queries"}] * 2
+    assert [set(b) for b in failed.to_json()] == [{"mate", "limit", "upper", "attacker", "queries", "cmc1"}] * 2
 
 
 @pytest.mark.parametrize("nothing", [None, curve(math.nan), {"queries": 0, "high": [0.0]}])

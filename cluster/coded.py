@@ -68,6 +68,9 @@ class CodedRows:
         Returns:
             As facemae.scan.Scan: similarities (Q, k), ids (Q, k), rows nearer than each threshold (Q, T), rows in the cells searched (Q,).
         """
+        if not len(self._ids):  # an actor of empty parts
+            none, nobody = np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
+            return none, nobody, np.zeros(thresholds.shape, np.int64), np.zeros(len(vectors), np.int64)
         rows = self._candidates(vectors, probes, max(k, CANDIDATES))
         scores = np.full(rows.shape, -np.inf, np.float32)
         for s in range(0, len(rows), 256):

@@ -24,13 +24,14 @@ from cluster.index_plan import Plan
 from cluster.processor import Unit
 from cluster.quantizer import SAMPLES_PER_CELL, Quantizer
 from cluster.shard import sha256_hex
-from cluster.stage import StageOptions, run_stage
+from cluster.stage import StageError, StageOptions, run_stage
 from cluster.store import AlreadyExists, NotFound, StoreError
 
 log = logging.getLogger(__name__)
 
 QUANTIZER, CODES = "quantizer.safetensors", "codes.faiss"
 SEED = 0
+DEFAULTS = StageOptions(in_flight=2)
 SAMPLE_SHARDS = 256
 """The training sample comes from at most this many embedding shards, chosen at random."""
 
@@ -68,20 +69,19 @@ def build_index(
     found = Quantizer.from_bytes(quantizer, f"{index.url}/{QUANTIZER}")
     description["quantizer"] = sha256_hex(quantizer)
     if not _complete(index):
-        options = options or StageOptions(in_flight=2)
-        parent = {"url": embeddings.url, "fingerprint": source, "samples": int(starts[-1])}
-        units = cells_units(names, starts, dim)
-        run_stage(
-            CellsProcessor(embeddings.url, dim, quantizer, description),
-            units,
-            cells,
-            name="index: cells",
-            kind="cells",
-            parent=parent,
-            options=options,
-        )
         parts = [Unit(f"{part:05d}") for part in range(int(found.part.max()) + 1)]
-        run_stage(PartProcessor(cells.url, description), parts, index, name="index: parts", kind="index", parent=parent, options=options)
+        parent = {"url": embeddings.url, "fingerprint": source, "samples": int(starts[-1])}
+        stages: list[tuple[str, str, Any, Any, Dataset]] = [
+            ("cells", "cells", CellsProcessor(embeddings.url, dim, quantizer, description), cells_units(names, starts, dim), cells),
+            ("parts", "index", PartProcessor(cells.url, description), parts, index),
+        ]
+        try:
+            for name, kind, processor, units, output in stages:
+                run_stage(processor, units, output, name=f"index: {name}", kind=kind, parent=parent, options=options or DEFAULTS)
+        except (StageError, StoreError) as error:
+            if not _complete(index):
+                raise
+            log.debug("%s was completed by another attempt: %s", index.url, error)  # which then took the intermediate set away
     _require_whole(index, int(starts[-1]))
     _remove(cells)
     return Plan(index.url, dim, cells=True, codes=(_codes_key(choice), sha256_hex(codes)) if codes else None), found
@@ -145,7 +145,13 @@ def _get(index: Dataset, key: str) -> bytes | None:
 
 
 def _complete(index: Dataset) -> bool:
-    return _get(index, "dataset.json") is not None
+    """Whether every part is committed. One whose manifest was deleted is made anew, from a new intermediate set."""
+    try:
+        return bool(index.description()["shards"] == len(index.names()))
+    except StoreError as error:
+        if not error.fatal:
+            raise
+        return False  # none, or damaged: it is written again
 
 
 def _require_whole(index: Dataset, num_images: int) -> None:

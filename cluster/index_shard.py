@@ -17,7 +17,7 @@ from cluster.index_plan import Plan
 from cluster.lookahead import ahead_map
 from cluster.routing import by_cell
 from cluster.shard import ShardError, sha256_hex
-from cluster.store import open_store
+from cluster.store import NotFound, open_store
 from facemae.scan import Rows, Scan
 
 READ_AHEAD = 2
@@ -144,7 +144,7 @@ class IndexShard:
             return CellRows(np.arange(start, start + len(rows)), np.zeros(len(rows), np.int32), rows)
         try:
             return read_part(dataset, name, self._plan.dim)
-        except ShardError as error:
+        except (ShardError, NotFound) as error:
             raise GalleryError(f"{dataset.url}, part {name}: {error}. Delete this index; it is built again") from None
 
     def _by_identity(self, identities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

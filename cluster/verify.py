@@ -32,7 +32,7 @@ class Verification:
         problems: what is missing, doubled, damaged or does not add up; empty when the data set keeps its promise.
         strays: keys of objects that no manifest names.
         unfinished: writes that were begun and never completed.
-        notes: what could not be looked at.
+        notes: what could not be looked at, and what is of no use any more.
     """
 
     url: str
@@ -79,6 +79,7 @@ def verify(url: str, suffix: str = ".tar") -> Verification:
         found.problems.append(f"{doubled} keys occur more than once")
     content = _check_description(dataset, found)
     _check_index(dataset, manifests, content, found)
+    found.notes += _index_notes(dataset, content)
     found.strays = list(_strays(dataset, manifests, embedded(dataset)))
     try:
         found.unfinished = _unfinished(dataset)
@@ -230,9 +231,31 @@ def _check_index(dataset: Dataset, manifests: Sequence[Manifest], content: Mappi
         found.problems.append(str(error))
 
 
+_OF_AN_INDEX = re.compile(r"(?P<embeddings>.+)\.(?P<kind>index|cells)-[0-9a-f]{12}")  # see cluster/index_build.py
+
+
+def _index_notes(dataset: Dataset, content: Mapping[str, Any]) -> list[str]:
+    """What to do with an index that no search uses, or that is not complete, and with what its build left."""
+    match = _OF_AN_INDEX.fullmatch(dataset.url.rstrip("/"))
+    if match is None:
+        return []
+    embeddings = match["embeddings"]
+    if match["kind"] == "cells":
+        return [f"what the index of {embeddings} is built from: the search that builds it takes this away, or delete all of it"]
+    if not content:
+        return [f"an index of {embeddings} that is not complete: the search that began it goes on with it, or delete all of it"]
+    try:
+        now = Dataset(embeddings, ".parquet").description()["lineage"].get("fingerprint")
+    except StoreError:
+        now = None
+    if now == content["lineage"].get("config", {}).get("embeddings"):
+        return []
+    return [f"an index of embeddings that are no longer at {embeddings}: no search uses it, delete all of it"]
+
+
 def embedded(dataset: Dataset) -> list[str]:
-    """Names of the recognisers whose embeddings were begun below the data set; each is a data set of its own."""
-    begun = re.compile(r"embeddings/([^/]+)/(?:dataset\.json|(?:manifests|attempts)/\d{5,}\.json)")
+    """Names of the recognisers whose embeddings were begun below the data set, and of their indices; each is a data set of its own."""
+    begun = re.compile(r"embeddings/([^/]+)/(?:dataset\.json|quantizer\.safetensors|(?:manifests|attempts)/\d{5,}\.json)")
     return sorted({match[1] for stored in dataset.store.list("embeddings/") if (match := begun.fullmatch(stored.key))})
 
 

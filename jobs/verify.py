@@ -18,8 +18,8 @@ class VerifyConfig(Config):
     """Read every object of a data set again: sha256 of each shard, samples and labels counted, ledger added up, strays named. Of a
     training run: weights, checkpoints, and from the log of keys that no sample was repeated or skipped.
 
-    Reads: ROOT and the embeddings below it. Writes nothing, unless --clean is given. Exit code 0 only when everything adds up, 3 when it
-    does but whole shards were given up.
+    Reads: ROOT (images, embeddings, an index or ranks) and the embeddings below it. Writes nothing, unless --clean is given.
+    Exit code 0 only when everything adds up, 3 when it does but whole shards were given up.
     """
 
     root: str
@@ -36,14 +36,14 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     """
     dataset = Dataset(config.root)
     try:
-        dataset.description()
+        suffix = ".tar" if dataset.description().get("kind") == "images" else ".parquet"
     except NotADataset:
         if holds_training(config.root):
             if config.clean:
                 print("a training run cleans up after itself: --clean does nothing here")
             return _run_training(config.root)
         raise
-    places = [(config.root, ".tar"), *((dataset.embeddings(name).url, ".parquet") for name in embedded(dataset))]
+    places = [(config.root, suffix), *((dataset.embeddings(name).url, ".parquet") for name in embedded(dataset))]
     for url, suffix in places if config.clean else ():
         for key in clean(url, suffix, announce=lambda text: print(text, flush=True)):
             print(f"removed {url}/{key}")

@@ -36,7 +36,9 @@ def unit_rows(count: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def write_set(root: Path | str, vectors: np.ndarray, identities: np.ndarray, sizes: tuple[int, ...] = SIZES) -> Dataset:
+def write_set(
+    root: Path | str, vectors: np.ndarray, identities: np.ndarray, sizes: tuple[int, ...] = SIZES, fingerprint: str = "f"
+) -> Dataset:
     """Embedding shards 00000, 00001, ... of the given sizes; keys say the row's number."""
     dataset = Dataset(str(root), ".parquet")
     for number, (start, size) in enumerate(zip(np.cumsum((0, *sizes)), sizes, strict=False)):
@@ -44,7 +46,7 @@ def write_set(root: Path | str, vectors: np.ndarray, identities: np.ndarray, siz
         rows = Embeddings([f"k{row}" for row in range(span.start, span.stop)], identities[span], vectors[span])
         data = ShardData(write_embeddings(rows), size, Labels.of(rows.identities.tolist()))
         dataset.commit(f"{number:05d}", data, fingerprint="f", attempt=Attempt("run", 1), seconds={})
-    dataset.finish("embeddings", {"fingerprint": "f"}, dataset.manifests())
+    dataset.finish("embeddings", {"fingerprint": fingerprint}, dataset.manifests())
     return dataset
 
 

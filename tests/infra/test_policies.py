@@ -245,6 +245,7 @@ def test_nothing_is_granted_that_no_job_uses(whole_run: WholeRun) -> None:
             one = {"Statement": [{"Effect": "Allow", "Action": action, "Resource": resource}]}
             if not any(allows(one, access) for access in used[role].values()):
                 unused.add(f"{role} {action.removeprefix('s3:')} {resource.removeprefix('arn:aws:s3:::faces/')}")
+    print("\nUNUSED", *sorted(unused), sep="\n")
     assert sorted(grant for grant in unused if not RARE.fullmatch(grant)) == []
 
 

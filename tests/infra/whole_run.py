@@ -98,9 +98,10 @@ class WholeRun:
 
 @pytest.fixture(scope="session")
 def whole_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeRun]:
-    """Ingest, embed, train, protect with --rekey, measure, repair, report, verify, publish and verify again; then runs that must fail."""
+    """Ingest, embed, train, protect with --rekey, measure, withhold and release by an index of cells, repair, report, verify, publish and
+    verify again; then runs that must fail."""
     if not pytestconfig.getoption("--kills"):
-        pytest.skip("runs in `make faults`: twenty jobs, three minutes")
+        pytest.skip("runs in `make faults`: two dozen jobs, four minutes")
     keys = {role: (f"KEY{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30)) for role in ROLES}
     folder = Path(tempfile.mkdtemp(prefix="fm", dir="/tmp"))  # Ray's sockets need a short path
     (folder / "t").mkdir()
@@ -143,9 +144,13 @@ def _all_jobs(run: WholeRun) -> None:
     run.job("train", "trainer", "train", *train, *SMALL, *one)
     run.job("protect", "protector", "protect", *protect, "--output", f"{BUCKET}/protected", "--rekey", "env:REKEY_SECRET", **by_env)
     run.job("leakage", "measurer", "leakage", *measure, "--rekey", by_file)
+    in_cells = [*measure, "--output", f"{BUCKET}/results/cells", "--index", "IVF2,SQfp16", "--rekey", by_file]
+    run.job("withheld", "measurer", "leakage", *in_cells, "--max-cmc1", "0.01", code=4)
     repair = ["--repair", f"{BUCKET}/results", "--repair-rank", "10", "--recognizer", recognizer, "--rekey", by_file]
     run.job("repair", "repairer", "protect", *protect, "--output", f"{BUCKET}/repaired", *repair)
+    run.job("released", "measurer", "leakage", *in_cells, "--max-cmc1", "1")
     run.job("report", "measurer", "report", "--output", f"{BUCKET}/results", "--rekey", by_file)
+    run.job("verify training", "auditor", "verify", f"{BUCKET}/training")
     run.job("verify original", "auditor", "verify", f"{BUCKET}/original")
     run.job("verify", "auditor", "verify", f"{BUCKET}/protected")
     _publish(run)

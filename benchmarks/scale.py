@@ -157,7 +157,7 @@ def _rates(result: Mapping[str, Any], searching: float) -> dict[str, float]:
     compared = queries * (cells + result["scanned"]) + (min(SAMPLE, queries) * images if result["probes"] < cells else 0)
     rates = {"similarities": similarities, "index_search": queries / max(searching - compared / similarities, 1e-9)}
     if cells:
-        trained = ITERATIONS * SAMPLES_PER_CELL * cells**2 / (similarities / result["cores"])  # on one core
+        trained = ITERATIONS * SAMPLES_PER_CELL * cells**2 / similarities
         rates["index_build"] = images / max(phases["build"]["seconds"] - trained - images * cells / similarities, 1e-9)
         rates["index_probes"] = result["probes"]
     return rates

@@ -94,8 +94,10 @@ def _trained(
     wanted = [QUANTIZER, *([_codes_key(choice)] if choice.coded else [])]
     found = [_get(index, key) for key in wanted]
     if None in found:
-        train = ray.remote(_train).options(num_cpus=1, num_gpus=gpus)
-        made = ray.get(train.remote(embeddings.url, names, starts, dim, choice, found[0], gpus > 0))
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        threads = max(1, int(ray.available_resources().get("CPU", 1) // nodes))  # the mean of what is free: some node has as much
+        train = ray.remote(_train).options(num_cpus=threads, num_gpus=gpus)
+        made = ray.get(train.remote(embeddings.url, names, starts, dim, choice, found[0], gpus > 0, threads))
         for key, data in zip(wanted, made, strict=False):
             try:
                 index.store.put(key, data, if_absent=True)
@@ -109,11 +111,13 @@ def _codes_key(choice: Choice) -> str:
     return f"{choice.factory.replace(',', '-')}.{CODES}"
 
 
-def _train(url: str, names: list[str], starts: np.ndarray, dim: int, choice: Choice, quantizer: bytes | None, gpu: bool) -> list[bytes]:
+def _train(
+    url: str, names: list[str], starts: np.ndarray, dim: int, choice: Choice, quantizer: bytes | None, gpu: bool, threads: int
+) -> list[bytes]:
     """In a task: the quantiser (unless it is there) and the codes, trained on a random sample."""
     import faiss
 
-    faiss.omp_set_num_threads(1)  # the one core that Ray set aside
+    faiss.omp_set_num_threads(threads)
     sample = _sample(Dataset(url, ".parquet"), names, starts, dim, choice.num_cells * SAMPLES_PER_CELL)
     if len(sample) < choice.num_cells:
         raise GalleryError(f"{url}: {len(sample)} embeddings for {choice.num_cells} cells: choose fewer cells, or Flat")

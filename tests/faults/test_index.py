@@ -1,6 +1,6 @@
-"""The promise for an index of cells: built and searched while workers and actors die and requests fail, it says the same to the byte.
+"""The promise for an index of cells: built and searched while workers die and requests fail, it is the same to the byte.
 
-The embeddings are there before; every fault hits the index, its intermediate set, the actors that load it, or the ranks.
+The embeddings are there before; kills hit the index and its intermediate set, failing requests anything.
 """
 
 from __future__ import annotations

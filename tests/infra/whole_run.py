@@ -141,7 +141,8 @@ def _all_jobs(run: WholeRun) -> None:
     run.job("ingest", "ingest", "ingest", "--source", f"{BUCKET}/source", "--output", f"{BUCKET}/original", "--shard-size", "8", *one)
     run.job("embed", "measurer", "embed", "--input", f"{BUCKET}/training", "--recognizer", recognizer, *one)
     train = ["--data", f"{BUCKET}/training", "--recognizer", recognizer, "--output", f"{BUCKET}/run"]
-    run.job("train", "trainer", "train", *train, *SMALL, *one)
+    train += [*SMALL, "--grid-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "1", *one]
+    run.job("train", "trainer", "train", *train)
     run.job("protect", "protector", "protect", *protect, "--output", f"{BUCKET}/protected", "--rekey", "env:REKEY_SECRET", **by_env)
     run.job("leakage", "measurer", "leakage", *measure, "--rekey", by_file)
     in_cells = [*measure, "--output", f"{BUCKET}/results/cells", "--index", "IVF2,SQfp16", "--rekey", by_file]

@@ -195,7 +195,9 @@ def _index_times(config: PlanConfig, choice: Choice, probes: float | None, rates
     if not choice.exact:
         work = f"{builds} x {ITERATIONS} x {SAMPLES_PER_CELL} x cells^2 x {per_dim}"
         training = builds * ITERATIONS * SAMPLES_PER_CELL * cells**2 * scale
-        yield _on_cores(f"quantiser x {builds}", training, "similarities", config, rates, f"{work}, on one node", cores=config.cores_per_node)
+        yield _on_cores(
+            f"quantiser x {builds}", training, "similarities", config, rates, f"{work}, on one node", cores=config.cores_per_node
+        )
         yield _on_cores(f"index: path x {builds}", builds * images, "index_build", config, rates, f"{builds} x images")
         work = f"{builds} x images x cells x {per_dim}"
         yield _on_cores(f"index: cells x {builds}", builds * images * cells * scale, "similarities", config, rates, work)

@@ -42,8 +42,8 @@ SUMMARY_THREADS = 8
 SAMPLE = 2000
 """Queries that are searched exactly besides, where the search is approximate."""
 WIDER = 8
-"""Where at most one in so many of a shard's queries has a mate at rank 1, these are looked at again in so many times as many cells. It costs
-no more than the first look, and most of the queries that are at rank 1 for want of cells leave it."""
+"""Where at most one in so many of a shard's queries has a mate at rank 1, these are looked at again in so many times as many cells. That
+costs no more than the first look, and most of the queries that are at rank 1 for want of cells leave it."""
 
 
 class LeakageProcessor(Processor[Unit]):

@@ -188,7 +188,9 @@ class Ours(Method):
 
     def tune(self) -> None:
         """As many cells as the recall needs; also warms up."""
-        self.index.calibrate(self.queries[:TUNING_QUERIES])
+        from cluster.calibration import Question, calibrate
+
+        calibrate(self.index, Question(self.queries[:TUNING_QUERIES]))
         self.search(self.queries[:TUNING_QUERIES])
         self.setting = f"{self.index.choice.factory} nprobe={self.index.num_probes}" if self.index.num_probes else "exact"
 

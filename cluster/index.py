@@ -44,7 +44,7 @@ class GalleryOptions:
 
     Attributes:
         factory: "auto" (every image up to 262,144 of them, cells beyond), "Flat", or "IVF<cells>,<codes>" as FAISS writes it.
-        recall: share of queries for which what is asked (``Gallery.calibrate``) is answered as by an exact search.
+        recall: share of queries for which what is asked (cluster.calibration) is answered as by an exact search.
         num_actors: 0 takes one a node, and as many as it needs for none to hold more than 4 GiB.
         cpus_per_actor: CPU cores that Ray sets aside for each. 0 by default: an actor waits whenever the stage's workers compute and works
             whenever they wait, and cores set aside for a gallery on a small cluster would leave none to the workers, which then never
@@ -72,7 +72,7 @@ class Gallery:
 
     Attributes:
         choice: the index that was chosen.
-        num_probes: cells that a query probes; all of them until ``calibrate`` found a smaller number.
+        num_probes: cells that a query probes; all of them until cluster.calibration found a smaller number.
 
     Raises:
         GalleryError: the data set holds no embeddings, or the actors would take every core of the cluster.
@@ -96,6 +96,11 @@ class Gallery:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def recall(self) -> float:
+        """That of the options."""
+        return self._options.recall
 
     @property
     def exact(self) -> bool:
@@ -153,7 +158,7 @@ class Gallery:
         self._owner = homes[self._cells.part]
         return plan, [[(f"{part:05d}", 0) for part in np.flatnonzero(homes == actor)] for actor in range(int(homes.max()) + 1)]
 
-    def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray | None = None, exact: bool = False) -> Neighbours:
+    def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray | None = None, exact: bool = False, wider: int = 1) -> Neighbours:
         """The most similar gallery images to each query, and how many are nearer than a threshold.
 
         Args:
@@ -161,6 +166,7 @@ class Gallery:
             k: how many to find; 0 for counts alone.
             thresholds: float32 (Q, T), similarities; NaN counts nothing.
             exact: see every image, whatever the index.
+            wider: probe so many times ``num_probes`` cells.
 
         Raises:
             GalleryError: a shard is not what it should be, or actors keep dying.
@@ -172,25 +178,25 @@ class Gallery:
             shared, everyone = ray.put(vectors), np.arange(len(vectors))
             calls = [(everyone, actor.search.remote(shared, k, thresholds, None)) for actor in self._actors]
         else:
-            calls = list(self._calls(vectors, k, thresholds))
+            calls = list(self._calls(vectors, k, thresholds, min(wider * self.num_probes, self.choice.num_cells)))
         for (queries, _), answer in zip(calls, _answers([call for _, call in calls]), strict=True):
             found.add(queries, *answer)
         return found
 
-    def _calls(self, vectors: np.ndarray, k: int, thresholds: np.ndarray) -> Iterator[tuple[np.ndarray, ray.ObjectRef]]:
+    def _calls(self, vectors: np.ndarray, k: int, thresholds: np.ndarray, num_probes: int) -> Iterator[tuple[np.ndarray, ray.ObjectRef]]:
         """Ask the owners of the probed cells, block by block: they search one while the cells of the next are looked up here."""
-        size = min(BLOCK_QUERIES, max(1, BLOCK_PROBES // self.num_probes))
+        size = min(BLOCK_QUERIES, max(1, BLOCK_PROBES // num_probes))
         for start in range(0, len(vectors), size):
             block, limits = vectors[start : start + size], thresholds[start : start + size]
-            for r in self.routes(block):
+            for r in self.routes(block, num_probes):
                 search = self._actors[r.owner].search
                 yield start + r.queries, search.remote(block[r.queries], k, limits[r.queries], r.cells)
 
-    def routes(self, vectors: np.ndarray) -> list[Route]:
+    def routes(self, vectors: np.ndarray, num_probes: int) -> list[Route]:
         """Who is asked for which cells. Raises ValueError for an index without cells."""
         if self._cells is None:
             raise ValueError(f"{self.choice.factory} has no cells, or the gallery is not loaded")
-        return list(route(self._cells.nearest(vectors, self.num_probes), self._owner))
+        return list(route(self._cells.nearest(vectors, num_probes), self._owner))
 
     def same_identity(self, vectors: np.ndarray, identities: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The gallery images of each query's identity but the one numbered ``left_out``: always all of them, exactly.
@@ -215,36 +221,6 @@ class Gallery:
             total[chosen] += counts
             best[chosen] = np.maximum(best[chosen], highest)
         return total, np.where(total > 0, best, np.float32(np.nan))
-
-    def calibrate(self, vectors: np.ndarray, thresholds: np.ndarray | None = None, recall: float | None = None) -> float:
-        """Choose ``num_probes``: about the smallest number of cells with which the share ``recall`` of these queries (default: that of the
-        options) is answered as by an exact search. Answered is: the nearest image was found, or, with ``thresholds`` (Q, T), whether any
-        image is nearer than each.
-
-        Returns:
-            The share at the number chosen.
-        """
-        self.load()
-        if self._cells is None:
-            return 1.0
-        truth, wanted = self.search(vectors, 1, thresholds, exact=True), self._options.recall if recall is None else recall
-        low, high, share = 0, 1, self._agreement(vectors, thresholds, truth, 1)
-        while share < wanted and high < self.choice.num_cells:
-            low, high = high, min(2 * high, self.choice.num_cells)
-            share = self._agreement(vectors, thresholds, truth, high)
-        while high - low > max(1, high // 8):
-            middle = (low + high) // 2
-            found = self._agreement(vectors, thresholds, truth, middle)
-            low, high, share = (middle, high, share) if found < wanted else (low, middle, found)
-        self.num_probes = high
-        return share
-
-    def _agreement(self, vectors: np.ndarray, thresholds: np.ndarray | None, truth: Neighbours, num_probes: int) -> float:
-        self.num_probes = num_probes
-        found = self.search(vectors, 1, thresholds)
-        if thresholds is None:
-            return float((found.scores[:, 0] == truth.scores[:, 0]).mean())
-        return float(((found.nearer > 0) == (truth.nearer > 0)).all(axis=1).mean())
 
     def close(self) -> None:
         """End the actors."""

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import ray
 
 from cluster.adaptive import QueryMap
+from cluster.calibration import calibrate_search, known_nearer
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedded import EmbeddedSet, GalleryError, places, read_shard, require_same_recognizer, require_unit_rows, take
 from cluster.embedding import Embeddings
@@ -41,8 +41,9 @@ PAIRS_PER_IMAGE = 8
 SUMMARY_THREADS = 8
 SAMPLE = 2000
 """Queries that are searched exactly besides, where the search is approximate."""
-CALIBRATION = 512
-"""Queries by which the number of probed cells is chosen."""
+WIDER = 8
+"""Where at most one in so many of a shard's queries has a mate at rank 1, these are looked at again in so many times as many cells. That
+costs no more than the first look, and most of the queries that are at rank 1 for want of cells leave it."""
 
 
 class LeakageProcessor(Processor[Unit]):
@@ -135,11 +136,10 @@ class LeakageProcessor(Processor[Unit]):
         image, identity, others = self.mates(queries, originals, mates, start)
         own = start + mates
 
-        def ask(rows: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def ask(rows: np.ndarray, exact: bool = False, wider: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             thresholds = np.stack([image[rows], identity[rows]], 1)
-            found = self._gallery.search(queries.vectors[rows], 2 if self._leaves_out_own else 1, thresholds, exact)
-            # the source image takes no part in the search for the person; not seen or seen, it is not counted
-            nearer = np.maximum(found.nearer[:, 1] - (image[rows] > identity[rows]), 0)
+            found = self._gallery.search(queries.vectors[rows], 2 if self._leaves_out_own else 1, thresholds, exact, wider)
+            nearer = np.maximum(found.nearer[:, 1] - known_nearer(image[rows], identity[rows])[:, 1], 0)
             first = found.ids[:, 0] == own[rows] if self._leaves_out_own else np.zeros(len(rows), bool)
             top = np.where(first, found.scores[:, -1], found.scores[:, 0])
             mate = np.full_like(image[rows], np.nan) if self._leaves_out_own else image[rows]
@@ -148,7 +148,10 @@ class LeakageProcessor(Processor[Unit]):
         chosen = self._sampled(queries.keys)
         exact_image, exact_identity = (np.full(len(queries), NOT_SAMPLED, np.int64) for _ in range(2))
         exact_top = np.full(len(queries), np.nan, np.float32)
-        rank_image, rank_identity, top = ask(np.arange(len(queries)), exact=False)
+        rank_image, rank_identity, top = ask(np.arange(len(queries)))
+        first = np.flatnonzero((rank_image == 1) | (rank_identity == 1))
+        if not self._gallery.exact and 0 < len(first) * WIDER <= len(queries):
+            rank_image[first], rank_identity[first], top[first] = ask(first, wider=WIDER)
         if len(chosen):
             exact_image[chosen], exact_identity[chosen], exact_top[chosen] = ask(chosen, exact=True)
         mate = np.full_like(image, np.nan) if self._leaves_out_own else image
@@ -188,7 +191,7 @@ def describe_search(gallery: Gallery) -> dict[str, Any] | str:
     """How a gallery is searched, for lineage and report."""
     if gallery.exact:
         return "exact"
-    return {"index": gallery.choice.factory, "cells": gallery.choice.num_cells, "probes": gallery.num_probes}
+    return {"index": gallery.choice.factory, "cells": gallery.choice.num_cells, "probes": gallery.num_probes, "wider": WIDER}
 
 
 def run_search(
@@ -225,39 +228,12 @@ def run_search(
     if {unit.name for unit in units} - set(output.names()):
         gallery.load()  # before any worker starts, so that a bad gallery is one clear error, and not at all when nothing is left to do
         if gallery.choice.num_cells:
-            share = _calibrate(make(), queries, gallery, units, seed)
+            share = calibrate_search(make(), gallery, units, seed)
             cells = f"{gallery.num_probes} of {gallery.choice.num_cells} cells a query"
             say(f"{name}: {cells}; {100 * share:.1f} % of a sample answered as by exact search")
     elif gallery.choice.num_cells:
         gallery.num_probes = _probes(output, gallery.num_probes)
     return run_stage(make(), units, output, name=name, kind="ranks", parent=queries.lineage(), options=options)
-
-
-def _calibrate(processor: LeakageProcessor, queries: EmbeddedSet, gallery: Gallery, units: list[Unit], seed: int) -> float:
-    """Choose the number of probed cells by some queries, in a task: no embedding comes here. Returns the share answered as exactly."""
-
-    def work() -> tuple[int, float]:
-        processor.open(1)
-        vectors, thresholds, left = [], [], CALIBRATION
-        for place in np.random.default_rng(seed).permutation(len(units)):
-            unit = units[int(place)]
-            embedded, originals = processor.fetch(unit)
-            found = places(embedded, originals, unit.name, processor.new_key)
-            rows = take(embedded, found >= 0)
-            count = min(left, max(1, CALIBRATION // 8), len(rows))
-            some = Embeddings(rows.keys[:count], rows.identities[:count], rows.vectors[:count])
-            some, mates = processor.mapped(some, unit.name), found[found >= 0][:count]
-            image, identity, _ = processor.mates(some, originals, mates, gallery.start(unit.name))
-            vectors.append(some.vectors)
-            thresholds.append(np.stack([image, identity], 1))
-            left -= count
-            if left <= 0:
-                break
-        share = gallery.calibrate(np.concatenate(vectors), np.concatenate(thresholds))
-        return gallery.num_probes, share
-
-    gallery.num_probes, share = ray.get(ray.remote(work).options(num_cpus=0).remote())
-    return share
 
 
 def _probes(output: Dataset, default: int) -> int:

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from cluster.attempt import Attempt
+from cluster.calibration import Question, calibrate
 from cluster.cell_rows import read_part
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedded import GalleryError, require_unit_rows
@@ -156,13 +157,13 @@ def test_calibration_reaches_its_recall(galleries: list[Gallery], gallery_set: t
     nearest = similarities(queries, vectors).max(axis=1)
     probes, gallery = [], galleries[1]
     for recall in (0.5, 0.9, 1.0):
-        share = gallery.calibrate(queries, recall=recall)
+        share = calibrate(gallery, Question(queries), recall)
         assert share >= recall
         assert (gallery.search(queries, 1).scores[:, 0] == nearest).mean() == share
         probes.append(gallery.num_probes)
     assert probes == sorted(probes)
     assert probes[0] < 16
-    assert galleries[3].calibrate(queries) == 1.0
+    assert calibrate(galleries[3], Question(queries)) == 1.0
 
 
 def test_codes_propose_and_embeddings_decide(ray_session: None, gallery_set: tuple[Dataset, np.ndarray, np.ndarray]) -> None:

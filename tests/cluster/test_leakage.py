@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cluster.embedded import EmbeddedSet, GalleryError, require_same_recognizer
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, GalleryOptions
 from cluster.leakage import LeakageProcessor, run_search, summarise
+from cluster.neighbours import Neighbours
 from cluster.processor import Unit
 from cluster.ranks import Ranks, read_ranks, write_ranks
 from cluster.shard import ShardError
@@ -180,6 +182,19 @@ def test_what_cells_leave_out_can_only_overstate_the_leakage(ray_session: None, 
         assert (again.committed, gallery._actors) == (0, [])
 
 
+def test_utility_by_cells_is_not_overstated(ray_session: None, tmp_path: Path) -> None:
+    """That a query finds itself does not answer whether anybody is nearer than its person's other images."""
+    _, protected = faces()
+    one = write_set(tmp_path / "protected", protected)
+    output = Dataset(str(tmp_path / "ranks"), ".parquet")
+    with Gallery(one.dataset, DIM, GalleryOptions("IVF32,SQfp16")) as gallery:
+        run_search(one, one, gallery, output, name="search", options=StageOptions(num_workers=1))
+        assert gallery.num_probes > 1
+    tables = [read_ranks(output.read(manifest))[0] for manifest in output.manifests()]
+    found, exact = (np.concatenate([getattr(table, name) for table in tables]) for name in ("rank_identity", "exact_identity"))
+    assert np.mean((found == 1) == (exact == 1)) >= 0.98
+
+
 def test_a_set_searched_in_itself_leaves_each_image_out(ray_session: None, tmp_path: Path) -> None:
     originals, _ = faces()
     one = write_set(tmp_path / "original", originals)
@@ -240,6 +255,50 @@ class FakeGallery:
 
     def start(self, shard: str) -> int:
         return 0
+
+
+class ShortSighted(FakeGallery):
+    """Sees every image in a wider search, and every third otherwise; nobody has another image."""
+
+    exact, num_probes, choice = False, 1, SimpleNamespace(factory="IVF16,SQfp16", num_cells=16)
+
+    def __init__(self, rows: Embeddings) -> None:
+        self._rows, self.asked = rows, list[tuple[int, int]]()
+
+    def same_identity(self, vectors: np.ndarray, identities: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(vectors), np.int64), np.full(len(vectors), np.nan, np.float32)
+
+    def search(self, vectors: np.ndarray, k: int, thresholds: np.ndarray, exact: bool, wider: int) -> Neighbours:
+        self.asked.append((len(vectors), wider))
+        held = np.arange(len(self._rows))[:: 1 if wider > 1 else 3]
+        scores = (vectors.astype(np.float64) @ self._rows.vectors[held].astype(np.float64).T).astype(np.float32)
+        found = Neighbours.none(len(vectors), k, thresholds.shape[1])
+        top = scores.argmax(axis=1)[:, None]
+        nearer = (scores[:, :, None] > thresholds[:, None, :]).sum(axis=1)
+        found.add(np.arange(len(vectors)), np.take_along_axis(scores, top, 1), held[top], nearer, np.full(len(vectors), len(held)))
+        return found
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_the_few_at_rank_one_are_looked_at_again_in_more_cells(tmp_path: Path, few: bool) -> None:
+    originals, protected = faces()
+    strangers = unit_rows(np.random.default_rng(9).standard_normal(protected.vectors.shape))  # know nothing of their originals
+    strangers[7] = originals.vectors[7]
+    sets = [Embeddings(originals.keys, originals.identities, rows) for rows in (originals.vectors, strangers if few else protected.vectors)]
+    gallery_set, queries = write_set(tmp_path / "original", sets[0]), write_set(tmp_path / "protected", sets[1])
+    gallery = ShortSighted(Embeddings(originals.keys[:SHARD], originals.identities[:SHARD], originals.vectors[:SHARD]))
+    processor = LeakageProcessor(queries, gallery_set, gallery, sample=0)  # type: ignore[arg-type]
+    processor.open(1)
+    content = processor.compute(Unit("00000"), processor.fetch(Unit("00000")))
+    assert content.payload is not None
+    rows, _ = read_ranks(content.payload)
+    scores = (sets[1].vectors[:SHARD].astype(np.float64) @ originals.vectors[:SHARD].astype(np.float64).T).astype(np.float32)
+    true = 1 + (scores > np.diag(scores)[:, None]).sum(axis=1)
+    blind = 1 + (scores[:, ::3] > np.diag(scores)[:, None]).sum(axis=1)
+    first = blind == 1
+    assert gallery.asked == [(SHARD, 1), (first.sum(), 8)] if few else [(SHARD, 1)], "where many are at rank 1 it would cost too much"
+    np.testing.assert_array_equal(rows.rank_image, np.where(first & few, true, blind))
+    assert not few or (first.sum() > 1 and 1 <= (rows.rank_image == 1).sum() < first.sum()), "some are at rank 1 for want of cells"
 
 
 def test_sets_that_do_not_belong_together(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from cluster.stage import run_stage
 from facemae.synthetic_embeddings import SyntheticEmbeddings
 
 IMAGES_EACH = 20
-WITHIN = 0.45
-"""Mean cosine of two images of a person. The nearest is nearly always in the first cell probed at 0.5, and may be anywhere at 0.35."""
+WITHIN = 0.42
+"""Mean cosine of two images of a person. At 200,000 images, 99 % of the nearest are in the first cell or two probed at 0.46, and in a third
+of all cells at 0.42, which is as hard as real faces were: 18,260 of them took a quarter of the cells."""
 SHARD_PEOPLE = 500
 
 

@@ -75,13 +75,16 @@ def calibrate_search(processor: LeakageProcessor, gallery: Gallery, units: list[
     """The same by some queries of a leakage search, in a task: no embedding comes to this process. The question is whether each mate has
     rank 1. Returns the share."""
 
-    def work() -> tuple[int, float]:
-        processor.open(1)
-        share = calibrate(gallery, _question(processor, gallery, units, seed))
-        return gallery.num_probes, share
-
-    gallery.num_probes, share = ray.get(ray.remote(work).options(num_cpus=0).remote())
+    found = ray.remote(_calibrate_here).options(num_cpus=0).remote(processor, gallery, units, seed)
+    gallery.num_probes, share = ray.get(found)
     return share
+
+
+def _calibrate_here(processor: LeakageProcessor, gallery: Gallery, units: list[Unit], seed: int) -> tuple[int, float]:
+    """The number of cells, and the share."""
+    processor.open(1)
+    share = calibrate(gallery, _question(processor, gallery, units, seed))
+    return gallery.num_probes, share
 
 
 def _question(processor: LeakageProcessor, gallery: Gallery, units: list[Unit], seed: int) -> Question:

@@ -20,8 +20,8 @@ from jobs.rates import Rate, load_rates
 GIB, HOUR = 1 << 30, 3600.0
 MEASURED_DIM, MEASURED_RECALL = 512, 0.99
 """At which the rates of the index were measured."""
-GALLERIES, SEARCHES = 2, 3
-"""Of each attacker: originals and protected; the leakage, the reference and the utility."""
+GALLERIES, SEARCHES = 2, 4
+"""Of each attacker: originals and protected; the leakage, plain and adapted, the reference and the utility."""
 ROW_BYTES, RANK_BYTES = 60, 80
 """Of an embedding beside its vector (key, label, number, cell), and of a row of ranks."""
 NEIGHBOURS, THRESHOLDS = 2, 2
@@ -57,7 +57,7 @@ class PlanConfig(Config):
     probes: int = 0
     """Cells that a query probes, as `facemae leakage` printed on a set like yours; 0 takes what was measured (at a recall of 0.99)."""
     attackers: int = 1
-    """Recognisers that attack; each embeds both sets and searches three times."""
+    """Recognisers that attack; each embeds both sets and searches four times."""
     gpu_images_per_second: float | None = None
     """Your measured rate of `facemae protect` on one GPU; no GPU rate has been measured by us."""
     gpu_embeddings_per_second: float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +78,14 @@ def test_bytes_there_and_back() -> None:
     read = Quantizer.from_bytes(made.to_bytes(), "here")
     assert np.array_equal(read.centroids, made.centroids)
     assert np.array_equal(read.part, made.part)
+
+
+def test_pickled_it_is_small_and_the_same() -> None:
+    made = Quantizer(unit_rows(300), np.zeros(300, np.int32))
+    data = pickle.dumps(made)
+    assert len(data) < made.centroids.nbytes + made.part.nbytes + 1000
+    queries = unit_rows(20, seed=3)
+    assert np.array_equal(pickle.loads(data).nearest(queries, 5), made.nearest(queries, 5))
 
 
 @pytest.mark.parametrize("damage", ["cut", "nan", "descending", "float32"])

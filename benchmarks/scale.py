@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks.embedded import IMAGES_EACH, SHARD_PEOPLE, synthetic_set
 from benchmarks.machine import ROOT, machine
 from benchmarks.memory import PeakMemory
+from cluster.calibration import QUERIES as CALIBRATED
 from cluster.dataset import Dataset
 from cluster.embedded import EmbeddedSet, places, read_shard
 from cluster.index import Gallery, GalleryOptions
@@ -154,7 +155,8 @@ def _rates(result: Mapping[str, Any], searching: float) -> dict[str, float]:
     """What jobs/rates.yaml wants: similarities/s where nothing else is done, and what building and searching take beside them."""
     images, cells, queries, phases = result["images"], result["cells"], result["queries"], result["phases"]
     similarities = result["sample"] * images / phases["exact"]["seconds"]
-    compared = queries * (cells + result["scanned"]) + (min(SAMPLE, queries) * images if result["probes"] < cells else 0)
+    exactly = (min(SAMPLE, queries) + CALIBRATED) * images if result["probes"] < cells else 0
+    compared = queries * (cells + result["scanned"]) + exactly
     rates = {"similarities": similarities, "index_search": queries / max(searching - compared / similarities, 1e-9)}
     if cells:
         trained = ITERATIONS * SAMPLES_PER_CELL * cells**2 / similarities

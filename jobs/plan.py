@@ -22,6 +22,8 @@ MEASURED_DIM, MEASURED_RECALL = 512, 0.99
 """At which the rates of the index were measured."""
 GALLERIES, SEARCHES = 2, 4
 """Of each attacker: originals and protected; the leakage, plain and adapted, the reference and the utility."""
+LOOKS = 2
+"""The few queries at rank 1 are looked at again in more cells, for as much again at the most (cluster.leakage.WIDER)."""
 ROW_BYTES, RANK_BYTES = 60, 80
 """Of an embedding beside its vector (key, label, number, cell), and of a row of ranks."""
 NEIGHBOURS, THRESHOLDS = 2, 2
@@ -205,8 +207,8 @@ def _index_times(config: PlanConfig, choice: Choice, probes: float | None, rates
     if probes is None:
         yield Line("time", f"search x {searches}", None, "h", "not measured", "the cells probed are not known")
         return
-    compared = images if choice.exact else cells + probes * images / cells
-    work = f"{searches} x images x {'images' if choice.exact else '(cells + probes x images/cells)'} x {per_dim}"
+    compared = images if choice.exact else cells + LOOKS * probes * images / cells
+    work = f"{searches} x images x {'images' if choice.exact else f'(cells + {LOOKS} x probes x images/cells)'} x {per_dim}"
     yield _on_cores(f"search x {searches}", searches * images * compared * scale, "similarities", config, rates, work)
 
 

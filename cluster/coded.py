@@ -19,21 +19,30 @@ CANDIDATES = 100
 BLOCK = 65536
 
 
-def train_codes(factory: str, quantizer: Quantizer, sample: np.ndarray) -> bytes:
-    """An empty FAISS index of the kind ``factory`` names ("IVF1024,PQ64"), over the cells of ``quantizer``, its codes trained on (S, D)
-    unit rows.
+def empty_index(factory: str, dim: int) -> Any:
+    """FAISS's index of the kind ``factory`` names ("IVF1024,PQ64"), of vectors of this length, untrained.
 
     Raises:
         ValueError: FAISS knows no such index, or it is no IVF index.
     """
     try:
-        index = faiss.index_factory(sample.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise ValueError(f"FAISS makes no index of {factory!r} ({str(error).rpartition(': ')[2]}): e.g. IVF1024,PQ64") from None
+        why = str(error).rpartition(": ")[2]
+        raise ValueError(
+            f"FAISS makes no index of {factory!r} for embeddings of {dim} numbers ({why}): e.g. IVF1024,PQ{dim // 8}"
+        ) from None
     if not isinstance(index, faiss.IndexIVF):
-        raise ValueError(f"{factory!r} is no plain IVF index (it is a {type(index).__name__}): e.g. IVF1024,PQ64")
+        raise ValueError(f"{factory!r} is no plain IVF index (it is a {type(index).__name__}): e.g. IVF1024,PQ{dim // 8}")
+    return index
+
+
+def train_codes(factory: str, quantizer: Quantizer, sample: np.ndarray) -> bytes:
+    """An empty FAISS index over the cells of ``quantizer``, its codes trained on (S, D) unit rows. Raises ValueError as empty_index."""
+    index = empty_index(factory, sample.shape[1])
     if isinstance(index, faiss.IndexIVFPQ):
         cast(Any, index).do_polysemous_training = False  # for a kind of search that is not done here, and most of the time of a training
+        cast(Any, index).pq.cp.min_points_per_centroid = 1  # a small set is no reason for a page of warnings
     index.quantizer.reset()
     index.quantizer.add(quantizer.centroids.astype(np.float32))
     index.train(np.ascontiguousarray(sample, np.float32))

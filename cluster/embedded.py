@@ -104,6 +104,8 @@ def read_shard(dataset: Dataset, name: str, dim: int | None = None) -> Embedding
         data = dataset.read(manifest)
     except ShardError as error:  # names the file
         raise GalleryError(str(error)) from None
+    except NotFound:
+        raise GalleryError(f"{where} does not exist: delete manifests/{name}.json there too, and run `facemae embed` again") from None
     try:
         rows = read_embeddings(data)
     except ShardError as error:

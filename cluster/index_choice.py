@@ -60,7 +60,7 @@ def choose(
         actor_bytes: memory of an actor for embeddings.
 
     Raises:
-        ValueError: a factory string that is neither "Flat" nor an IVF, or more cells than images.
+        ValueError: a factory string that is neither "Flat" nor an IVF, that FAISS makes nothing of, or of more cells than images.
     """
     named = factory != "auto"
     if not named:
@@ -70,6 +70,10 @@ def choose(
     num_cells, codes = _parse(factory)
     if num_cells > max(num_images // 4, 1):
         raise ValueError(f"{factory} has {num_cells} cells for {num_images} images: take at most {max(num_images // 4, 1)}, or Flat")
+    if named and num_cells and codes not in FULL_CODES:
+        from cluster.coded import empty_index  # FAISS: only where it decides
+
+        empty_index(factory, dim)
     size = dim * 2 if codes in FULL_CODES else _code_bytes(codes, dim)
     total = num_images * (size + 12)
     actors = num_actors or max(1, num_nodes, -(-total // actor_bytes))

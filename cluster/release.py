@@ -22,6 +22,7 @@ class Evidence:
         bounds: for each limit: mate, limit, upper, attacker, queries (facemae.release.Decision.to_json).
         url, sha256: of the leakage.json that says so.
         fingerprint, samples: of the set that was measured, as leakage.json has them.
+        attackers: who attacked: name, whether it adapted, what it finds among the originals.
     """
 
     bounds: Sequence[Mapping[str, Any]]
@@ -29,6 +30,7 @@ class Evidence:
     sha256: str
     fingerprint: str
     samples: int
+    attackers: Sequence[Mapping[str, Any]] = ()
 
 
 def grant(dataset: Dataset, evidence: Evidence) -> None:
@@ -37,7 +39,8 @@ def grant(dataset: Dataset, evidence: Evidence) -> None:
     A set whose keys were replaced does not say where the measurement lies, which is no concern of whoever gets the set.
 
     Raises:
-        StoreError: the set is another than the one measured, is unfinished, or cannot be written.
+        StoreError: the set is another than the one measured, is unfinished, has shards of another size than they were committed with, or
+            cannot be written.
     """
     content = dataset.description()
     now = content["lineage"].get("fingerprint"), content["samples"]
@@ -47,15 +50,34 @@ def grant(dataset: Dataset, evidence: Evidence) -> None:
             f"images, {evidence.fingerprint}): it is not released. Run `facemae leakage` again",
             fatal=True,
         )
+    _require_sizes(dataset)
     rekeyed = content["lineage"].get("config", {}).get("rekey")
     measured = {"sha256": evidence.sha256} if rekeyed else {"url": evidence.url, "sha256": evidence.sha256}
-    record = {"bounds": [dict(bound) for bound in evidence.bounds], "measured": measured, "fingerprint": evidence.fingerprint}
+    record: dict[str, Any] = {
+        "bounds": [dict(bound) for bound in evidence.bounds],
+        "measured": measured,
+        "fingerprint": evidence.fingerprint,
+    }
+    record["attackers"] = [dict(attacker) for attacker in evidence.attackers]
     _record(dataset, content, True, record)
 
 
 def revoke(dataset: Dataset, reason: str) -> None:
     """Mark a set as not released, and say why. Raises StoreError when it is unfinished or cannot be written."""
     _record(dataset, dataset.description(), False, {"withheld": reason})
+
+
+def _require_sizes(dataset: Dataset) -> None:
+    """Raise StoreError when a shard is gone or was put over by one of another size: embeddings made before would still be measured. What a
+    shard of the same size holds, only reading it all can tell: that is `facemae verify`."""
+    held = {stored.key: stored.size for stored in dataset.store.list("shards/")}
+    for manifest in dataset.manifests():
+        if manifest.file is not None and held.get(manifest.file) != manifest.num_bytes:
+            raise StoreError(
+                f"{dataset.url}/{manifest.file} has {held.get(manifest.file, 'no')} bytes, {manifest.num_bytes} were committed: the set is "
+                f"not released. Run `facemae verify {dataset.url}`, protect again what is damaged, delete its embeddings, measure again",
+                fatal=True,
+            )
 
 
 def _record(dataset: Dataset, content: Mapping[str, Any], released: bool, record: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 _FOUND = {"image": "be traced to the original they were made from", "identity": "be recognised by another image of the person"}
 _FLAGS = {"image": "--max-cmc1", "identity": "--max-identity-cmc1"}
+WEAK_ATTACKER = 0.5
+"""An attacker that finds the person in a smaller share of the originals says nothing about protected images (our reading)."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Bound:
 
     Attributes:
         mate: "image" (the query's source) or "identity" (another image of the person).
-        limit: the largest share allowed, in (0, 1].
+        limit: the largest share allowed, in (0, 1).
         upper: upper end of the attacker's share at rank 1, in [0, 1]; every image without a rank counts as found.
         attacker: its name.
         queries: images with a rank; without any, nothing was measured and ``upper`` is 1.
@@ -50,14 +52,17 @@ class Bound:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a set may be released. ``bounds`` holds one entry for each limit that was asked."""
+    """Whether a set may be released. ``bounds`` holds one entry for each limit that was asked, ``objections`` what speaks against a release
+    whatever the bounds, ``attackers`` who attacked."""
 
     bounds: tuple[Bound, ...]
+    objections: tuple[str, ...] = ()
+    attackers: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every bound keeps its limit."""
-        return all(bound.passed for bound in self.bounds)
+        """Whether every bound keeps its limit, and nothing else speaks against it."""
+        return not self.objections and all(bound.passed for bound in self.bounds)
 
     @property
     def worst(self) -> Bound:
@@ -66,8 +71,8 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """For people: the bounds that are broken, or all that are kept."""
-        return "; ".join(bound.text for bound in self.bounds if self.passed or not bound.passed)
+        """For people: what speaks against it and the bounds that are broken, or all that are kept."""
+        return "; ".join([*self.objections, *(bound.text for bound in self.bounds if self.passed or not bound.passed)])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The bounds, for the release record."""
@@ -75,11 +80,11 @@ class Decision:
 
 
 def limits_of(max_cmc1: float | None, max_identity_cmc1: float | None) -> dict[str, float]:
-    """The limits that were given, by mate. Raises ValueError for one outside (0, 1]: ask before a long measurement, not after it."""
+    """The limits that were given, by mate. Raises ValueError for one outside (0, 1): ask before a long measurement, not after it."""
     limits = {mate: limit for mate, limit in (("image", max_cmc1), ("identity", max_identity_cmc1)) if limit is not None}
     for mate, limit in limits.items():
-        if not 0 < limit <= 1:
-            raise ValueError(f"{_FLAGS[mate]} {limit}: give a share above 0 and up to 1 (0.01 is one image in a hundred)")
+        if not 0 < limit < 1:
+            raise ValueError(f"{_FLAGS[mate]} {limit}: give a share above 0 and below 1 (0.01 is one image in a hundred)")
     return limits
 
 
@@ -88,7 +93,8 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
 
     For every attacker the upper end h of the interval at rank 1, over its Q queries, counts; the L images that have no rank (left_out)
     count as found, all of them: (h Q + L) / (Q + L). So the bound holds for the whole set whenever h holds for the queries. The attacker
-    with the largest bound decides, adaptive ones included.
+    with the largest bound decides, adaptive ones included. Whatever the bounds, nothing passes that calls itself no protection, nor what
+    only weak attackers have looked at: they fail on the originals too.
 
     Args:
         report: leakage.json.
@@ -96,7 +102,7 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
         max_identity_cmc1: the same for another image of the person.
 
     Raises:
-        ValueError: no limit, a limit outside (0, 1], or a report without attackers.
+        ValueError: no limit, a limit outside (0, 1), or a report without attackers.
     """
     limits = limits_of(max_cmc1, max_identity_cmc1)
     if not limits:
@@ -104,7 +110,27 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
     if not report["attackers"]:
         raise ValueError("the measurement has no attacker: run facemae leakage with one --recognizer or more")
     found = {mate: [_bound(attacker, mate, limit) for attacker in report["attackers"]] for mate, limit in limits.items()}
-    return Decision(tuple(max(bounds, key=lambda bound: bound.upper) for bounds in found.values()))
+    worst = tuple(max(bounds, key=lambda bound: bound.upper) for bounds in found.values())
+    return Decision(worst, tuple(_objections(report)), tuple(_who(attacker) for attacker in report["attackers"]))
+
+
+def _objections(report: Mapping[str, Any]) -> Iterator[str]:
+    """What speaks against a release whatever was found."""
+    if warning := report["protected"]["config"].get("protection", {}).get("warning"):
+        yield f"the set is never released: {warning}"
+    shares = [_who(attacker)["reference"] for attacker in report["attackers"]]
+    known = [share for share in shares if share is not None]
+    if known and max(known) < WEAK_ATTACKER:
+        yield (
+            f"the attackers are too weak to tell: the best finds the person in {100 * max(known):.3g} % of the originals themselves, "
+            f"give one that finds {100 * WEAK_ATTACKER:g} % or more"
+        )
+
+
+def _who(attacker: Mapping[str, Any]) -> dict[str, Any]:
+    """An attacker in the release record: its name, whether it adapted, the share of the originals in which it finds the person."""
+    reference = attacker["reference"]["identity"]
+    return {"name": attacker["name"], "adaptive": bool(attacker["adaptive"]), "reference": reference["cmc"][0] if reference else None}
 
 
 def _bound(attacker: Mapping[str, Any], mate: str, limit: float) -> Bound:

@@ -32,6 +32,7 @@ def gate(report: Mapping[str, Any], written: bytes, url: str, max_cmc1: float | 
     if not decision.passed:
         revoke(dataset, decision.reason)
         return {"released": False, "withheld": decision.reason}
-    grant(dataset, Evidence(decision.to_json(), url, sha256_hex(written), protected["fingerprint"], protected["samples"]))
+    seen = protected["fingerprint"], protected["samples"]
+    grant(dataset, Evidence(decision.to_json(), url, sha256_hex(written), *seen, decision.attackers))
     print(f"released: {decision.reason}\nwritten: {dataset.url}/dataset.json (released: true)")
     return {"released": True, "withheld": None}

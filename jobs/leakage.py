@@ -11,6 +11,7 @@ from typing import Any
 from cluster.dataset import Dataset
 from cluster.embedded import GalleryError
 from cluster.index import GalleryOptions
+from cluster.index_choice import choose
 from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.store import open_store
@@ -88,6 +89,8 @@ def run(config: LeakageConfig) -> dict[str, Any]:
     images = {"original": Dataset(config.original), "protected": Dataset(config.protected)}
     lineage = {role: _lineage(dataset) for role, dataset in images.items()}
     _require_origin(lineage)
+    for embedder in embedders:  # refused now too
+        choose(lineage["original"]["samples"], embedder["original"].describe()["recognizer"]["dim"], factory=config.index)
     new_key = key_map_of(lineage["protected"]["config"], config.rekey, config.protected)
     rekey = (config.rekey, new_key.check) if config.rekey and new_key else None
     networks = [embedder["original"].describe()["recognizer"]["sha256"] for embedder in embedders]

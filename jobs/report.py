@@ -14,8 +14,9 @@ import jinja2
 from cluster.picture import PictureError
 from cluster.shard import sha256_hex
 from cluster.store import open_store
+from facemae.release import WEAK_ATTACKER
 from jobs.command import Config, main_of
-from jobs.report_data import LITTLE_UTILITY, NO_UTILITY, WEAK_ATTACKER, Measurement, read_measurement
+from jobs.report_data import LITTLE_UTILITY, NO_UTILITY, Measurement, read_measurement
 from jobs.report_pictures import Picture, choose_pictures
 from jobs.report_plots import cmc_panels, similarity_panels
 from jobs.report_steps import UNREADABLE, gather_steps, read_training, reasons_of

@@ -12,14 +12,13 @@ import pydantic
 
 from cluster.store import NotFound, Store, StoreError
 from facemae.curve import DEPTH
+from facemae.release import WEAK_ATTACKER
 from facemae.risk import RISK_DEPTHS
 from jobs.leakage import SCHEMA
 
 Level = Literal["none", "little", "kept", "unknown"]
 NO_UTILITY, LITTLE_UTILITY = 0.1, 0.5
 """Rule of thumb of the page: below which share of the originals' utility a set has none, or little (our reading)."""
-WEAK_ATTACKER = 0.5
-"""An attacker whose CMC@1 among the originals is lower says nothing about protected images (our reading)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.report_data import WEAK_ATTACKER, CurveData, Measurement
+from facemae.release import WEAK_ATTACKER
+from jobs.report_data import CurveData, Measurement
 
 
 def headline(measurement: Measurement) -> str:

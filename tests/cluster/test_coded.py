@@ -93,9 +93,12 @@ def test_an_actor_without_rows() -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("IVF8,PQ7", r"FAISS makes no index of 'IVF8,PQ7' \(.*\): e\.g\. IVF1024,PQ64"),  # 32 is no multiple of 7
-        ("IVF8,XYZ", r"FAISS makes no index of 'IVF8,XYZ' \(.*\): e\.g\. IVF1024,PQ64"),
-        ("HNSW32", r"'HNSW32' is no plain IVF index \(it is a IndexHNSWFlat\): e\.g\. IVF1024,PQ64"),
+        (
+            "IVF8,PQ7",
+            r"FAISS makes no index of 'IVF8,PQ7' for embeddings of 32 numbers \(.*\): e\.g\. IVF1024,PQ4",
+        ),  # 32 is no multiple of 7
+        ("IVF8,XYZ", r"FAISS makes no index of 'IVF8,XYZ' for embeddings of 32 numbers \(.*\): e\.g\. IVF1024,PQ4"),
+        ("HNSW32", r"'HNSW32' is no plain IVF index \(it is a IndexHNSWFlat\): e\.g\. IVF1024,PQ4"),
         ("OPQ8,IVF8,PQ8", r"'OPQ8,IVF8,PQ8' is no plain IVF index \(it is a IndexPreTransform\)"),
     ],
 )

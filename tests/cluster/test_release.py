@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from cluster.verify import verify
 from tests.cluster.test_verify import COMMIT, build
 
 BOUND = {"mate": "image", "limit": 0.01, "upper": 0.004, "attacker": "alpha", "queries": 12, "cmc1": 0.001}
-EVIDENCE = Evidence([BOUND], "s3://bucket/results/leakage.json", "e" * 64, "f", 12)
+ATTACKER = {"name": "alpha", "adaptive": False, "reference": 0.9}
+EVIDENCE = Evidence([BOUND], "s3://bucket/results/leakage.json", "e" * 64, "f", 12, [ATTACKER])
 LINEAGE: dict[str, Any] = {"fingerprint": "f", "parent": None}
 
 
@@ -37,7 +39,7 @@ def test_a_release_carries_its_evidence_and_no_time(dataset: Dataset) -> None:
     content, data = dataset.description(), dataset.store.get("dataset.json")
     measured = {"url": EVIDENCE.url, "sha256": EVIDENCE.sha256}
     index = sha256_hex(dataset.store.get("index.json"))
-    release = {"bounds": [BOUND], "measured": measured, "fingerprint": "f", "index_sha256": index}
+    release = {"bounds": [BOUND], "measured": measured, "fingerprint": "f", "attackers": [ATTACKER], "index_sha256": index}
     assert content == {**before, "released": True, "release": release}
     grant(dataset, EVIDENCE)
     assert dataset.store.get("dataset.json") == data
@@ -50,6 +52,19 @@ def test_what_was_not_measured_is_not_released(dataset: Dataset, change: dict[st
     with pytest.raises(StoreError, match=r"no longer the set that was measured .*Run `facemae leakage` again") as caught:
         grant(dataset, replace(EVIDENCE, **change))
     assert caught.value.fatal
+    assert dataset.store.get("dataset.json") == data
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_shard_put_over_by_another_is_not_released(dataset: Dataset, gone: bool) -> None:
+    data, file = dataset.store.get("dataset.json"), next(manifest.file for manifest in dataset.manifests() if manifest.file)
+    content = dataset.store.get(file)
+    dataset.store.delete(file)
+    if not gone:
+        dataset.store.put(file, content + b"more")
+    found = "no" if gone else len(content) + 4
+    with pytest.raises(StoreError, match=rf"{re.escape(file)} has {found} bytes, {len(content)} were committed.*facemae verify"):
+        grant(dataset, EVIDENCE)
     assert dataset.store.get("dataset.json") == data
 
 

@@ -19,12 +19,15 @@ def curve(high: float, queries: int = 100) -> Curve:
     return {"queries": queries, "high": [high, 1.0], "cmc": [0.0, 0.0]}
 
 
-def attacker(name: str, image: Curve, identity: Curve = None, left_out: int = 0) -> dict[str, Any]:
-    return {"name": name, "leakage": {"image": image, "identity": identity, "left_out": left_out}}
+def attacker(name: str, image: Curve, identity: Curve = None, left_out: int = 0, finds: float | None = 0.9) -> dict[str, Any]:
+    """``finds``: the share of the originals in which it finds the person; None where nobody has two images."""
+    leakage = {"image": image, "identity": identity, "left_out": left_out}
+    reference = {"identity": None if finds is None else {"cmc": [finds]}}
+    return {"name": name, "adaptive": None, "leakage": leakage, "reference": reference}
 
 
-def report(*attackers: dict[str, Any]) -> Mapping[str, Any]:
-    return {"attackers": list(attackers)}
+def report(*attackers: dict[str, Any], **protection: str) -> Mapping[str, Any]:
+    return {"protected": {"config": {"protection": {"method": "facemae", **protection}}}, "attackers": list(attackers)}
 
 
 def test_the_largest_upper_end_of_all_attackers_decides() -> None:
@@ -36,7 +39,7 @@ def test_the_largest_upper_end_of_all_attackers_decides() -> None:
     assert "above the limit of 2.5 %" in found.reason
 
 
-@pytest.mark.parametrize(("limit", "passed"), [(0.02, True), (math.nextafter(0.02, 0), False), (1.0, True)])
+@pytest.mark.parametrize(("limit", "passed"), [(0.02, True), (math.nextafter(0.02, 0), False), (0.99, True)])
 def test_a_limit_that_is_just_kept_passes(limit: float, passed: bool) -> None:
     assert decide(report(attacker("a", curve(0.02))), limit).passed is passed
 
@@ -67,7 +70,7 @@ def test_each_limit_has_a_bound_of_its_own() -> None:
 
 @pytest.mark.parametrize("nothing", [None, curve(math.nan), {"queries": 0, "high": [0.0]}])
 def test_what_was_not_measured_never_passes(nothing: Curve) -> None:
-    for given_limits in ((1.0, None), (None, 1.0)):
+    for given_limits in ((0.99, None), (None, 0.99)):
         found = decide(report(attacker("a", nothing, nothing)), *given_limits)
         assert not found.passed
         assert "nothing was measured" in found.reason
@@ -83,17 +86,40 @@ def test_images_without_a_rank_count_as_found() -> None:
 def test_the_bound_with_left_out_images_is_never_below_their_pooled_share(queries: int, share: float, above: float, left_out: int) -> None:
     hits = int(share * queries)
     high = hits / queries + above * (1 - hits / queries)
-    upper = decide(report(attacker("a", curve(high, queries), left_out=left_out)), 1.0).worst.upper
+    upper = decide(report(attacker("a", curve(high, queries), left_out=left_out)), 0.99).worst.upper
     assert (hits + left_out) / (queries + left_out) <= upper + 1e-12
     assert high - 1e-12 <= upper <= 1 + 1e-12
 
 
-@pytest.mark.parametrize("limit", [0.0, -0.1, 1.01, math.nan, 5])
+@pytest.mark.parametrize("limit", [0.0, -0.1, 1, 1.01, math.nan, 5])
 def test_limits_outside_the_unit_interval_are_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="--max-cmc1"):
         limits_of(limit, None)
     with pytest.raises(ValueError, match="--max-identity-cmc1"):
         decide(report(attacker("a", curve(0.1))), 0.5, limit)
+
+
+def test_what_calls_itself_no_protection_never_passes() -> None:
+    found = decide(report(attacker("a", curve(0.001)), method="none", warning="not a protection"), 0.9)
+    assert not found.passed
+    assert found.reason == "the set is never released: not a protection", "the bound is kept and no reason"
+
+
+@pytest.mark.parametrize(("finds", "passed"), [((0.1, 0.49), False), ((0.1, 0.5), True), ((None,), True), ((None, 0.2), False)])
+def test_weak_attackers_alone_release_nothing(finds: tuple[float | None, ...], passed: bool) -> None:
+    found = decide(report(*(attacker(str(share), curve(0.001), finds=share) for share in finds)), 0.9)
+    assert found.passed is passed
+    assert ("too weak to tell: the best finds the person in" in found.reason) is not passed
+
+
+def test_a_weak_attacker_that_traces_more_counts() -> None:
+    assert not decide(report(attacker("good", curve(0.001)), attacker("weak", curve(0.5), finds=0.1)), 0.01).passed
+
+
+def test_who_attacked_is_told() -> None:
+    adapted = {**attacker("a (adaptive)", curve(0.1)), "adaptive": {"maps": []}}
+    found = decide(report(adapted, attacker("b", curve(0.1), finds=None)), 0.9).attackers
+    assert found == ({"name": "a (adaptive)", "adaptive": True, "reference": 0.9}, {"name": "b", "adaptive": False, "reference": None})
 
 
 def test_a_gate_without_limits_or_attackers_is_refused() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.dataset import Dataset
 from jobs.command import Config, main_of
 from jobs.gate import gate
 from tests.cluster.test_verify import build
@@ -23,12 +24,20 @@ class Gated(Config):
     """The limit."""
 
 
+def measured(dataset: Dataset) -> dict[str, Any]:
+    protected = {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}}
+    return {"protected": protected, "attackers": [attacker("alpha", curve(0.02, 12))]}
+
+
 @pytest.mark.parametrize(("limit", "code", "released"), [(None, 0, False), (0.02, 0, True), (0.019, 4, False), (1.5, 2, False)])
 def test_the_exit_code_and_the_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: float | None, code: int, released: bool
 ) -> None:
     dataset = build(str(tmp_path / "set"))
-    report = {"protected": {"url": dataset.url, "fingerprint": "f", "samples": 12}, "attackers": [attacker("alpha", curve(0.02, 12))]}
+    report = {
+        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}},
+        "attackers": [attacker("alpha", curve(0.02, 12))],
+    }
     written = json.dumps(report).encode()
 
     def run(config: Gated) -> dict[str, Any]:
@@ -47,7 +56,10 @@ def test_the_exit_code_and_the_record(
 
 def test_a_set_that_fails_later_is_withheld_again(tmp_path: Path) -> None:
     dataset = build(str(tmp_path / "set"))
-    report = {"protected": {"url": dataset.url, "fingerprint": "f", "samples": 12}, "attackers": [attacker("alpha", curve(0.02, 12))]}
+    report = {
+        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}},
+        "attackers": [attacker("alpha", curve(0.02, 12))],
+    }
     assert gate(report, b"", "x", 0.05, None) == {"released": True, "withheld": None}
     report["attackers"] = [attacker("alpha", curve(0.02, 12)), attacker("stronger", curve(0.9, 12))]
     found = gate(report, b"", "x", 0.05, None)

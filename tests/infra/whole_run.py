@@ -179,11 +179,13 @@ def _plant(run: WholeRun) -> None:
 
 
 def _upload_source(run: WholeRun) -> None:
-    """Two people as folders of JPEGs, one file damaged, so that there is a ledger."""
+    """Three people as folders of JPEGs, one file damaged, so that there is a ledger; a person's images differ in brightness alone, so that
+    the toy attacker finds people among the originals and the gate takes its word."""
     client = run.client()
-    for number, picture in enumerate(SyntheticFaces(3, 4).render(range(12))):
+    people = SyntheticFaces(3, 4).render(range(12))[::4]
+    for number in range(12):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=90)
+        Image.fromarray(people[number // 4] // 2 + 5 * (number % 4)).save(file, "JPEG", quality=90)
         data = file.getvalue()[:200] if number == 5 else file.getvalue()
         client.put_object(Bucket="faces", Key=f"source/person {number // 4}/{number}.jpg", Body=data)
 

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Labels, ShardData
-from cluster.embedded import EmbeddedSet, GalleryError, require_same_recognizer
+from cluster.embedded import EmbeddedSet, GalleryError, read_shard, require_same_recognizer
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.index import Gallery, GalleryOptions
 from cluster.leakage import LeakageProcessor, run_search, summarise
@@ -246,6 +246,15 @@ def test_embeddings_that_expired_are_no_smaller_leakage(ray_session: None, tmp_p
     message = rf"{shrunk}/embeddings/toy has 240 of its 300 embeddings left \(expired.*facemae embed"
     with pytest.raises(GalleryError, match=message):
         search(sets["protected"], sets["original"], Dataset(str(tmp_path / "ranks"), ".parquet"))
+
+
+def test_a_file_of_embeddings_that_is_gone_is_named_with_its_remedy(tmp_path: Path) -> None:
+    one = write_set(tmp_path / "original", faces()[0])
+    file = one.dataset.manifest("00002").file
+    assert file is not None
+    one.dataset.store.delete(file)
+    with pytest.raises(GalleryError, match=rf"{file} does not exist: delete manifests/00002\.json there too, and run `facemae embed`"):
+        read_shard(one.dataset, "00002")
 
 
 class FakeGallery:

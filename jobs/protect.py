@@ -47,8 +47,8 @@ class ProtectConfig(RayConfig):
     rekey: str | None = None
     """For a release: replace every key by HMAC-SHA256 under the secret at env:NAME or file:PATH (driver and workers each read it)."""
     repair: str | None = None
-    """Root of a measurement: copy its protected set, and protect what is traced again until no plain attacker traces it. Method, seed and
-    mask ratio come from the measured set."""
+    """Root of a measurement: copy its protected set, and protect what is traced again until no attacker traces it, adaptive ones with the
+    maps that they had. Method, seed and mask ratio come from the measured set."""
     repair_rank: int = 1
     """An image counts as traced when an attacker has its original at this rank or better; 1 to 10."""
     recognizer: list[str] = field(default_factory=list)

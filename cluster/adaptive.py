@@ -19,9 +19,10 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.dataset import Dataset
 from cluster.embedded import EmbeddedSet, GalleryError, places, read_shard, require_same_recognizer, require_unit_rows, take
 from cluster.lookahead import ahead_map
-from cluster.secret import KeyMap, SecretError
+from cluster.secret import KeyMap
 from cluster.shard import sha256_hex
-from cluster.store import NotFound, StoreError, read_url
+from cluster.store import NotFound, read_url
+from cluster.task import answer_of
 from facemae.adaptive import AdaptiveError, AdaptiveMaps
 
 MAX_PAIRS = 200_000
@@ -92,10 +93,9 @@ def fit_adaptive(
         raise GalleryError(f"max_pairs is {max_pairs}: give 1 or more")
     urls, dim = (protected.dataset.url, originals.dataset.url), int(originals.recognizer["dim"])
     try:
-        return ray.get(ray.remote(_fit).options(num_cpus=1).remote(urls, dim, seed, max_pairs, rekey))
-    except RayTaskError as error:
-        if isinstance(error.cause, StoreError | SecretError):
-            raise error.cause from None
+        maps, description = answer_of(ray.remote(_fit).options(num_cpus=1).remote(urls, dim, seed, max_pairs, rekey))
+        return maps, description
+    except RayTaskError:
         raise
     except RayError as error:
         raise GalleryError(f"the adaptive attacker's fit died ({error}): give it memory, or fewer pairs than {max_pairs}") from None

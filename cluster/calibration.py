@@ -12,6 +12,7 @@ from cluster.embedded import places, take
 from cluster.embedding import Embeddings
 from cluster.index import Gallery
 from cluster.processor import Unit
+from cluster.task import answer_of
 
 if TYPE_CHECKING:
     from cluster.leakage import LeakageProcessor
@@ -74,10 +75,9 @@ def calibrate(gallery: Gallery, question: Question, recall: float | None = None)
 def calibrate_search(processor: LeakageProcessor, gallery: Gallery, units: list[Unit], seed: int) -> float:
     """The same by some queries of a leakage search, in a task: no embedding comes to this process. The question is whether each mate has
     rank 1. Returns the share."""
-
     found = ray.remote(_calibrate_here).options(num_cpus=0).remote(processor, gallery, units, seed)
-    gallery.num_probes, share = ray.get(found)
-    return share
+    gallery.num_probes, share = answer_of(found)
+    return float(share)
 
 
 def _calibrate_here(processor: LeakageProcessor, gallery: Gallery, units: list[Unit], seed: int) -> tuple[int, float]:

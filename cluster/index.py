@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from cluster.dataset import Dataset
 from cluster.embedded import GalleryError
@@ -26,7 +26,7 @@ from cluster.index_choice import choose
 from cluster.index_plan import Plan
 from cluster.neighbours import Neighbours
 from cluster.routing import Route, route
-from cluster.store import StoreError
+from cluster.task import answer_of
 
 if TYPE_CHECKING:
     from cluster.quantizer import Quantizer
@@ -236,13 +236,9 @@ class Gallery:
 
 def _answers(calls: Sequence[ray.ObjectRef]) -> list[Any]:
     try:
-        return ray.get(list(calls))
+        return list(answer_of(list(calls)))
     except RayActorError as error:
         raise GalleryError(f"a gallery actor died more than {MAX_RESTARTS} times ({error}): give it memory, or use more actors") from None
-    except RayTaskError as error:
-        if isinstance(error.cause, StoreError):
-            raise error.cause from None
-        raise
 
 
 def _deal(sizes: Sequence[int], num_actors: int) -> np.ndarray:

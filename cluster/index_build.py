@@ -26,6 +26,7 @@ from cluster.quantizer import SAMPLES_PER_CELL, Quantizer
 from cluster.shard import sha256_hex
 from cluster.stage import StageError, StageOptions, run_stage
 from cluster.store import AlreadyExists, NotFound, StoreError
+from cluster.task import answer_of
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _trained(
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         threads = max(1, int(ray.available_resources().get("CPU", 1) // nodes))  # the mean of what is free: some node has as much
         train = ray.remote(_train).options(num_cpus=threads, num_gpus=gpus)
-        made = ray.get(train.remote(embeddings.url, names, starts, dim, choice, found[0], gpus > 0, threads))
+        made = answer_of(train.remote(embeddings.url, names, starts, dim, choice, found[0], gpus > 0, threads))
         for key, data in zip(wanted, made, strict=False):
             try:
                 index.store.put(key, data, if_absent=True)

@@ -17,6 +17,7 @@ from cluster.processor import Processor, Unit
 from cluster.secret import KeyMap, SecretError
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
 from cluster.store import NotFound, StoreError
+from cluster.task import answer_of
 from facemae.protection import Protection, create_protection
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def describe_variants(method: str, options: Mapping[str, Any], num_gpus: float =
         protection = load_protection(method, options)
         return [each.describe() for each in (protection, *protection.variants(skip))]
 
-    return ray.get(ray.remote(describe).options(num_gpus=num_gpus).remote()) if num_gpus else describe()
+    return list(answer_of(ray.remote(describe).options(num_gpus=num_gpus).remote())) if num_gpus else describe()
 
 
 class ProtectProcessor(Processor[Unit]):

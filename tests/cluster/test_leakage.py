@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,6 +256,20 @@ def test_a_file_of_embeddings_that_is_gone_is_named_with_its_remedy(tmp_path: Pa
     one.dataset.store.delete(file)
     with pytest.raises(GalleryError, match=rf"{file} does not exist: delete manifests/00002\.json there too, and run `facemae embed`"):
         read_shard(one.dataset, "00002")
+
+
+def test_what_goes_wrong_in_a_task_is_one_clear_line_too(ray_session: None, tmp_path: Path) -> None:
+    """The number of cells is chosen in a task; what it cannot read is told as anywhere else."""
+    originals, protected = faces()
+    queries, gallery_set = write_set(tmp_path / "protected", protected), write_set(tmp_path / "original", originals)
+    for manifest in queries.dataset.manifests():
+        assert manifest.file is not None
+        queries.dataset.store.delete(manifest.file)
+    with Gallery(gallery_set.dataset, DIM, GalleryOptions("IVF8,SQfp16")) as gallery, pytest.raises(GalleryError) as caught:
+        run_search(queries, gallery_set, gallery, Dataset(str(tmp_path / "ranks"), ".parquet"), name="search")
+    assert re.fullmatch(
+        r".*parquet does not exist: delete manifests/\d{5}\.json there too, and run `facemae embed` again", str(caught.value)
+    )
 
 
 class FakeGallery:

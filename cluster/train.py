@@ -1,4 +1,4 @@
-"""Distributed training of FaceMAE: Ray Train places the workers, DeepSpeed runs the step (cluster/train_worker.py), the store keeps it.
+"""Distributed training: Ray Train places the workers, DeepSpeed runs the step (cluster/trainer.py), the store keeps it.
 
     <run>/checkpoints/    see cluster/checkpoint.py
     <run>/keys/           which samples every step consumed, see cluster/key_log.py
@@ -163,7 +163,7 @@ def _fit(job: TrainJob, board: Any) -> None:
 
 def _work(config: Mapping[str, Any]) -> None:
     """What Ray Train runs in each worker."""
-    from cluster.train_worker import work
+    from cluster.trainer import work
 
     work(config["job"], config["board"])
 

@@ -17,7 +17,7 @@ from cluster.dataset import Dataset
 from cluster.stream import Plan, Stream, read_counts
 from facemae.recognizer.compact import CompactNet
 from facemae.recognizer.export import export_onnx
-from facemae.recognizer.margin import CosFace
+from facemae.recognizer.margin import CosFace, MarginHead
 from facemae.recognizer.train import fit_recognizer
 from jobs.command import Config, main_of
 
@@ -76,7 +76,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
             bar.update()
 
         # a softer margin than large networks take: these see each person a few dozen times
-        head = CosFace(config.dim, num_classes, scale=32.0, margin=0.2, seed=config.seed)
+        head = MarginHead(config.dim, num_classes, CosFace(margin=0.2, scale=32.0), config.seed)
         fit = partial(fit_recognizer, lr=config.lr, warmup=config.steps // 8, seed=config.seed, device=config.device, on_step=show)
         fit(net, batches, num_classes, config.steps, head=head)
     output.parent.mkdir(parents=True, exist_ok=True)

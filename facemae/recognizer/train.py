@@ -45,7 +45,7 @@ def fit_recognizer(
         weight_decay: of SGD, on network and head.
         clip_norm: largest norm of the gradient.
         flip: mirror each picture with probability 1/2.
-        head: the margin head; CosFace(net.dim, num_classes) with scale 64 and margin 0.4 by default.
+        head: the margin head; CosFace with scale 64 and margin 0.4 by default.
         seed: of the flips and of the default head. The network's own start is the caller's.
         device: where to train.
         on_step: called after each step with (step from 0, loss, learning rate).
@@ -60,7 +60,8 @@ def fit_recognizer(
     net.to(device).train()
     if device.type == "cpu":  # convolutions run up to twice as fast with the channels innermost
         net.to(memory_format=torch.channels_last)
-    head = (head or CosFace(int(net.dim), num_classes, seed=seed)).to(device)  # type: ignore[arg-type]
+    head = head or MarginHead(int(net.dim), num_classes, CosFace(), seed)  # type: ignore[arg-type]
+    head.to(device).train()
     parameters = [*net.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)

@@ -68,7 +68,7 @@ def fit_recognizer(
     source = iter(batches)
     for step in range(steps):
         pictures, classes = _next_batch(source, step, steps, num_classes)
-        rate = lr * min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) ** 2
+        rate = polynomial_rate(step, steps, lr, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         labels = torch.from_numpy(classes).to(device)
@@ -83,6 +83,18 @@ def fit_recognizer(
             on_step(step, float(loss.detach()), rate)
     net.eval()
     return head
+
+
+def polynomial_rate(step: int, steps: int, lr: float, warmup: int = 0) -> float:
+    """The learning rate of arcface_torch's recipe: a linear rise over the first `warmup` steps times (1 - step / steps)^2.
+
+    Args:
+        step: from 0 to steps - 1.
+        steps: of the whole training.
+        lr: the highest rate.
+        warmup: steps of the rise.
+    """
+    return lr * min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) ** 2
 
 
 def _next_batch(source: Iterator[tuple[np.ndarray, np.ndarray]], step: int, steps: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

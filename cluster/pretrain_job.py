@@ -66,7 +66,7 @@ class PretrainRecipe:
 class PretrainJob(TrainJob):
     """A pretraining of a recogniser."""
 
-    trainer = "cluster.pretrain_worker:RecognizerTrainer"
+    trainer, label = "cluster.pretrain_worker:RecognizerTrainer", "pretrain"
     recipe: PretrainRecipe
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from cluster.centers import load_rows, save_rows
 from cluster.checkpoint import Checkpoint, load_optimizer, load_weights
-from cluster.inputs import local_file
 from cluster.pretrain_job import PretrainJob
 from cluster.trainer import Trainer
-from facemae.model import CONFIG_FILE, WEIGHTS_FILE
+from cluster.weights import local_weights
 from facemae.recognizer.augment import augment
 from facemae.recognizer.backbone import create_backbone
 from facemae.recognizer.export import export_onnx
@@ -24,6 +23,7 @@ from facemae.recognizer.partial_fc import PartialFC
 from facemae.recognizer.pretrained import load_backbone, save_backbone
 from facemae.recognizer.train import polynomial_rate
 from facemae.training import Batch
+from facemae.weights import CONFIG_FILE, WEIGHTS_FILE
 
 ONNX_FILE, SIDECAR_FILE = "recognizer.onnx", "recognizer.json"
 
@@ -87,8 +87,10 @@ class RecognizerTrainer(Trainer[PretrainJob]):
         recipe = self.job.recipe
         if recipe.init is None:
             return create_backbone(recipe.backbone, recipe.dim, recipe.seed)
-        with local_file(recipe.init) as path:
-            return load_backbone(path)
+        if recipe.init.endswith(".onnx"):
+            return load_backbone(recipe.init, recipe.dim)
+        with local_weights(recipe.init) as folder:
+            return load_backbone(folder, recipe.dim)
 
     def _start_head(self) -> PartialFC:
         recipe = self.job.recipe

@@ -104,6 +104,8 @@ class TrainJob:
 
     trainer: ClassVar[str]
     """module:class of the ``cluster.trainer.Trainer`` that runs it."""
+    label: ClassVar[str]
+    """What the progress line calls it."""
     data: str
     output: str
     plan: Plan
@@ -118,7 +120,7 @@ class TrainJob:
 class FaceMaeJob(TrainJob):
     """A training of FaceMAE: its recipe, and the recogniser inside its loss, None where no term needs one."""
 
-    trainer = "cluster.train_worker:FaceMaeTrainer"
+    trainer, label = "cluster.train_worker:FaceMaeTrainer", "train"
     recipe: Recipe
     recognizer: OnnxRecognizer | None
 

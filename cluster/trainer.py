@@ -40,8 +40,9 @@ def work(job: TrainJob, board: Any) -> None:
     """Train as one rank of the process group that is set up."""
     if ray.get(board.failure.remote()):
         return  # the group was restarted after an error that trying again cannot help
-    for name in ("DeepSpeed", "botocore"):  # Ray Train lets everything through from INFO on
+    for name in ("botocore", "onnxscript", "onnx_ir"):  # Ray Train lets everything through from INFO on
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of optimisers that its authors have not tried: our tests have
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled at start; gloo does its work
     torch.set_num_threads(job.options.cpus_per_worker)
     module, _, name = job.trainer.partition(":")

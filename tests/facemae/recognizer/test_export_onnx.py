@@ -31,9 +31,7 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path, block):
     OnnxRecognizer.load(path).differentiable()  # raises unless it converts back to the same network
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "compact-plain-8", "timm/test_vit", "timm/test_resnet"])
-def test_every_kind_of_backbone(exported, name):
-    net, path = exported(name)
+def compare_with_onnxruntime(net, path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for num_images in (1, 3):
         images = torch.rand(num_images, 3, 112, 112) * 2 - 1
@@ -43,6 +41,18 @@ def test_every_kind_of_backbone(exported, name):
         assert result.shape == (num_images, 32)
         np.testing.assert_allclose(result, expected, atol=1e-4)
         assert np.abs(expected).mean() > 1e-2  # so that 1e-4 says something
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "timm/test_vit", "timm/test_resnet"])
+def test_every_kind_of_backbone(exported, name):
+    compare_with_onnxruntime(*exported(name))
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet", "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050"])
+def test_more_backbones(long, exported, name):
+    net, path = exported(name)
+    compare_with_onnxruntime(net, path)
+    OnnxRecognizer.load(path).differentiable()
 
 
 def test_sidecar_and_hash(compact_net, tmp_path):

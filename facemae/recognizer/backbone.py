@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import timm
 import torch
@@ -77,7 +77,7 @@ def _build(name: str, dim: int) -> nn.Module:
         return _FIXED[name](dim)
     if compact := _COMPACT.fullmatch(name):
         block, width = compact.groups()
-        return CompactNet(dim, int(width or 32), block or "residual")
+        return CompactNet(dim, int(width or 32), cast(Block, block or "residual"))
     if name.startswith("timm/"):
         return _build_timm(name, dim)
     raise ValueError(f"unknown backbone {name!r}: give one of {GRAMMAR}")

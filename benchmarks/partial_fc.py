@@ -105,9 +105,9 @@ def _side_by_side(num_classes: int, options: argparse.Namespace) -> list[Row]:
 
 
 def estimate(num_classes: int, rate: float, options: argparse.Namespace) -> float:
-    """Bytes at the peak. Full (rate 0): weight, gradient, momentum, the normalised weight and its gradient, four matrices of logits."""
+    """Bytes at the peak. Full (rate 0) was seen to take eight times its weight (gradient, momentum, and what autograd and SGD copy)."""
     per_class, logits = options.dim * FLOAT, options.batch * FLOAT
-    return num_classes * ((5 * per_class + 4 * logits) if rate == 0 else (2 * per_class + rate * logits))
+    return num_classes * ((8 * per_class + 4 * logits) if rate == 0 else (2 * per_class + rate * logits))
 
 
 def _free(device: str) -> int:

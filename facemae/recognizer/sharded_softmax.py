@@ -100,8 +100,7 @@ class ShardedSoftmax:
 
     def centre_gradient(self, part: slice, centres: Tensor) -> Tensor:
         """The gradient by a block of centres: what pulls along a centre is taken out, its length has no say in a cosine."""
-        with torch.autocast(device_type=centres.device.type, enabled=False):
-            gradient = self.scores[part] @ self.unit
+        gradient = self.scores[part] @ self.unit
         along = torch.linalg.vecdot(gradient, centres).unsqueeze(1).mul_(self.shrink[part].square())
         return gradient.addcmul_(centres, along, value=-1)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +28,11 @@ from facemae.recognizer.partial_fc import PartialFC
 
 DIM, BATCH, STEPS, SEED = 16, 12, 3, 7
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}  # more decay than usual, so that it shows
-COUNTS = {1: [(12,)] * 3, 2: [(7, 5), (12, 0), (3, 9)], 4: [(3, 4, 2, 3), (0, 12, 0, 0), (5, 1, 6, 0)]}  # rows of each rank, by step
+COUNTS: dict[int, list[tuple[int, ...]]] = {  # rows of each rank, by step
+    1: [(12,), (12,), (12,)],
+    2: [(7, 5), (12, 0), (3, 9)],
+    4: [(3, 4, 2, 3), (0, 12, 0, 0), (5, 1, 6, 0)],
+}
 
 
 @dataclass(frozen=True)
@@ -135,46 +141,43 @@ def create(case: Case) -> PartialFC:
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> None:
-    """All cases; the last one also in two parts: its first steps on four ranks, the rest on two."""
+    """What one rank does, and the size of the largest tensor that it reduced."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{world_size}", rank=rank, world_size=world_size)
-    largest, reduce = [0], dist.all_reduce
-
-    def counted(values: Tensor, *arguments: Any, **options: Any) -> Any:
-        largest[0] = max(largest[0], values.numel())
-        return reduce(values, *arguments, **options)
-
-    dist.all_reduce = counted
-    try:
+    with mock.patch.object(dist, "all_reduce", side_effect=dist.all_reduce) as reduce:
         for number, case in enumerate(CASES):
             save(folder, world_size, number, rank, train(case, rank, world_size, range(STEPS), create(case)))
-        head = create(RESUMED)
-        if world_size == 4:
-            save(folder, 4, "part", rank, train(RESUMED, rank, 4, range(2), head))
-        if world_size == 2:
-            pieces = [load(folder, 4, "part", other) for other in range(4)]
-            taken = sum(head.load_rows(int(p["start"]), torch.from_numpy(p["centres"]), torch.from_numpy(p["momentum"])) for p in pieces)
-            assert taken == head.stop - head.start
-            save(folder, 2, "resumed", rank, train(RESUMED, rank, 2, range(2, 3), head))
-        rows, labels = batch(CASES[0], 0)
-        labels[0] = 50 if rank == world_size - 1 else 0  # one rank's mistake must stop them all, not leave the others waiting
-        with pytest.raises(ValueError, match=r"label 50 is outside 0 \.\. 49"):
-            create(CASES[0])(rows, labels, 0)
-        save(folder, world_size, "largest", rank, {"reduced": np.array(largest[0])})
-        dist.barrier()
-    finally:
-        dist.all_reduce = reduce
+        largest = max(call.args[0].numel() for call in reduce.call_args_list)
+    save(folder, world_size, "largest", rank, {"reduced": np.array([largest])})
+    if world_size == 4:
+        save(folder, 4, "part", rank, train(RESUMED, rank, 4, range(2), create(RESUMED)))
+    if world_size == 2:
+        resume(rank, folder)
+    rows, labels = batch(CASES[0], 0)
+    labels[0] = 50 if rank == world_size - 1 else 0  # one rank's mistake must stop them all, not leave the others waiting
+    with pytest.raises(ValueError, match=r"label 50 is outside 0 \.\. 49"):
+        create(CASES[0])(rows, labels, 0)
+    dist.barrier()
     if world_size > 1:
         os._exit(0)  # a gloo thread may hold a Python object yet: see test_relation
     dist.destroy_process_group()
 
 
+def resume(rank: int, folder: str) -> None:
+    """Two ranks go on where four stopped."""
+    head = create(RESUMED)
+    pieces = [load(folder, 4, "part", other) for other in range(4)]
+    parts = [(int(piece["start"]), torch.from_numpy(piece["centres"]), torch.from_numpy(piece["momentum"])) for piece in pieces]
+    assert sum(head.load_rows(*part) for part in parts) == head.stop - head.start
+    save(folder, 2, "resumed", rank, train(RESUMED, rank, 2, range(2, 3), head))
+
+
 def save(folder: str, world_size: int, name: object, rank: int, found: dict[str, np.ndarray]) -> None:
-    np.savez(f"{folder}/{world_size}-{name}-{rank}.npz", **found)
+    save_file(found, f"{folder}/{world_size}-{name}-{rank}.safetensors")
 
 
-def load(folder: str | Path, world_size: int, name: object, rank: int) -> Any:
-    return np.load(f"{folder}/{world_size}-{name}-{rank}.npz")
+def load(folder: str | Path, world_size: int, name: object, rank: int) -> dict[str, np.ndarray]:
+    return load_file(f"{folder}/{world_size}-{name}-{rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +222,7 @@ def test_saved_by_four_ranks_continued_by_two(ranks):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_no_gradient_of_centres_is_reduced(ranks, world_size):
     """The largest thing that is summed over the ranks is the gradient of the batch, far smaller than that of 300 centres."""
-    assert int(load(ranks, world_size, "largest", 0)["reduced"]) == BATCH * DIM
+    assert int(load(ranks, world_size, "largest", 0)["reduced"][0]) == BATCH * DIM
 
 
 # ------------------------------------------------------------------------------------------------------- one process

@@ -7,7 +7,6 @@ facemae.rank: both readings are the careful one.) The comparison is exact for th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,22 +98,22 @@ class Identification:
 
 
 def identify(
-    gallery: np.ndarray, gallery_ids: Sequence[int], probes: np.ndarray, probe_ids: Sequence[int], distractors: np.ndarray
+    gallery: np.ndarray, gallery_ids: np.ndarray, probes: np.ndarray, probe_ids: np.ndarray, distractors: np.ndarray
 ) -> Identification:
     """Search probes among gallery and distractors.
 
     Args:
         gallery: float (G, D) unit rows, one a person.
-        gallery_ids: G different labels.
+        gallery_ids: integers (G,), different labels.
         probes: float (P, D) unit rows.
-        probe_ids: P labels; one that the gallery does not hold makes the probe a stranger.
+        probe_ids: integers (P,); one that the gallery does not hold makes the probe a stranger.
         distractors: float (M, D) unit rows of people who are neither; M may be 0.
 
     Raises:
         VerificationError: an embedding is not finite, a label is twice in the gallery, or no probe has a mate.
     """
     gallery, probes, distractors = (_half(rows) for rows in (gallery, probes, distractors))
-    mates = _mates(np.asarray(gallery_ids), np.asarray(probe_ids))
+    mates = _mates(gallery_ids, probe_ids)
     mated = mates != UNDEFINED
     similarities = similarity(probes[mated], gallery[mates[mated]])
     ranks = np.full(len(probes), UNDEFINED)
@@ -139,7 +138,7 @@ def _mates(gallery_ids: np.ndarray, probe_ids: np.ndarray) -> np.ndarray:
     if (known[1:] == known[:-1]).any():
         raise VerificationError("a person is twice in the gallery: give one entry a person")
     if not np.isin(probe_ids, known).any():
-        raise VerificationError("no probe's person is in the gallery: nobody can be found (an identity needs two images, one for each side)")
+        raise VerificationError("no probe's person is in the gallery: an identity needs two images, one for each side")
     places = np.minimum(np.searchsorted(known, probe_ids), len(known) - 1)
     return np.where(known[places] == probe_ids, order[places], UNDEFINED)
 

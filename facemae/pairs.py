@@ -1,20 +1,21 @@
-"""Lists of face pairs, as the field hands them out, read into one structure: LFW's pairs.txt, CSV, CFP's protocol folder, ``.bin`` files."""
+"""Lists of face pairs as the field hands them out, in one structure: LFW's pairs.txt, CSV, CFP's protocol folder, ``.bin`` files."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from facemae import bin_file
+from facemae.table import header, read_table
 
 CFP_SPLITS = 10
 _CFP_LISTS = {"FP": ("F", "P"), "FF": ("F", "F")}
+_SIDES = (("image_a", "image_b"), ("identity_a", "file_a", "identity_b", "file_b"))
+"""Columns of a CSV that name the two images of a pair."""
 _TRUTH = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False, "diff": False}
 Row = tuple[str, str, bool, int | None]
 """Names of two images, whether they show one person, and the fold."""
@@ -53,8 +54,8 @@ class PairList:
         """
         number, left, right, same, folds = dict[str, int](), list[int](), list[int](), list[bool](), list[int | None]()
         for a, b, value, fold in rows:
-            left.append(number.setdefault(_inside(a, where), len(number)))
-            right.append(number.setdefault(_inside(b, where), len(number)))
+            left.append(number.setdefault(require_inside(a, where), len(number)))
+            right.append(number.setdefault(require_inside(b, where), len(number)))
             same.append(value)
             folds.append(fold)
         if not same:
@@ -62,8 +63,8 @@ class PairList:
         known = [fold for fold in folds if fold is not None]
         if len(known) not in (0, len(folds)):
             raise PairListError(f"{where}: {len(known)} of {len(folds)} pairs have a fold: give it for all or for none")
-        fold = np.array(known, np.int64) if known else None
-        return cls(list(number), np.array(left, np.int64), np.array(right, np.int64), np.array(same, bool), fold)
+        own = np.array(known, np.int64) if known else None
+        return cls(list(number), np.array(left, np.int64), np.array(right, np.int64), np.array(same, bool), own)
 
     def chosen(self, pairs: np.ndarray) -> PairList:
         """Some of the pairs, bool (N,), over the same images."""
@@ -75,20 +76,24 @@ class PairList:
         return present[self.left] & present[self.right]
 
 
-def read_pairs(text: str, where: str) -> PairList:
+def read_pairs(text: str, where: str, held: Container[str] = ()) -> PairList:
     """A pairs file: a CSV where its first line has a comma, LFW's format otherwise.
 
+    Args:
+        held: the images that there are, as in ``read_lfw``.
+
     Raises:
-        PairListError: neither, or an entry that cannot be.
+        PairListError, TableError: neither, or an entry that cannot be.
     """
     first = text.lstrip("\ufeff").partition("\n")[0]
-    return read_csv(text, where) if "," in first else read_lfw(text, where)
+    return read_csv(text, where) if "," in first else read_lfw(text, where, held)
 
 
-def read_lfw(text: str, where: str) -> PairList:
+def read_lfw(text: str, where: str, held: Container[str] = ()) -> PairList:
     """LFW's pairs.txt: a line "folds n", then for each fold n lines "name i j" (one person) and n lines "name i other j" (two).
 
-    A first line of one number, "n", is a list without folds (LFW's View 1). Image i of a person is ``name/name_000i.jpg``.
+    A first line of one number, "n", is a list without folds (LFW's View 1). Image i of a person is ``name/name_000i.jpg``, or
+    ``name/000i.jpg`` where more of these are ``held``.
     """
     lines = [line.split() for line in text.lstrip("\ufeff").splitlines() if line.strip()]
     head = lines[0] if lines else []
@@ -109,31 +114,27 @@ def read_lfw(text: str, where: str) -> PairList:
                 raise PairListError(f"{where}: pair {number + 1} must be {form!r}, found {' '.join(fields)[:80]!r}")
             other = fields[0] if same else fields[2]
             fold = number // (2 * size) if len(head) == 2 else None
-            yield _lfw_image(fields[0], fields[1]), _lfw_image(other, fields[-1]), same, fold
+            yield f"{fields[0]}/{int(fields[1]):04d}.jpg", f"{other}/{int(fields[-1]):04d}.jpg", same, fold
 
-    return PairList.of(rows(), where)
+    pairs = PairList.of(rows(), where)
+    official = ["{0}/{0}_{1}".format(*name.split("/")) for name in pairs.images]
+    short = sum(name in held for name in pairs.images) > sum(name in held for name in official)
+    return pairs if short else replace(pairs, images=official)
 
 
 def read_csv(text: str, where: str) -> PairList:
     """A CSV with a header: image_a, image_b, same (1 or 0), and fold if there is one; identity_a, file_a, identity_b and file_b, of which
     the image is ``identity/file``, may stand for the first two. Other columns are passed over."""
-    rows = csv.DictReader(io.StringIO(text.lstrip("\ufeff")), restval="")
-    found = {name.strip(): name for name in rows.fieldnames or () if name}
-    split = {"identity_a", "file_a", "identity_b", "file_b"} <= found.keys()
-    if "same" not in found or not (split or {"image_a", "image_b"} <= found.keys()):
-        raise PairListError(f"{where}: the CSV needs the columns image_a,image_b,same[,fold], it has {','.join(found)[:200]}")
+    sides = [name for name in _SIDES if set(name) <= header(text)]
+    if not sides or "same" not in header(text):
+        raise PairListError(f"{where}: the CSV needs the columns image_a,image_b,same[,fold], not {','.join(sorted(header(text)))[:200]}")
+    half = len(sides[0]) // 2
 
-    def image(row: dict[str, str], side: str) -> str:
-        if split:
-            return f"{row[found[f'identity_{side}']].strip()}/{row[found[f'file_{side}']].strip()}"
-        return row[found[f"image_{side}"]].strip()
+    def rows() -> Iterator[Row]:
+        for place, (*names, same, fold) in read_table(text, where, (*sides[0], "same"), ("fold",)):
+            yield "/".join(names[:half]), "/".join(names[half:]), truth(same, place), _fold(fold, place)
 
-    def parsed() -> Iterator[Row]:
-        for row in rows:
-            place = f"{where}, line {rows.line_num}"
-            yield image(row, "a"), image(row, "b"), truth(row[found["same"]], place), _fold(row[found["fold"]], place) if "fold" in found else None
-
-    return PairList.of(parsed(), where)
+    return PairList.of(rows(), where)
 
 
 def read_cfp(read: Callable[[str], str], protocol: str = "FP") -> PairList:
@@ -189,14 +190,19 @@ def truth(text: str, place: str) -> bool:
     return value
 
 
-def _fold(text: str, place: str) -> int:
-    if not re.fullmatch(r"\s*\d{1,9}\s*", text):
+def require_inside(name: str, where: str) -> str:
+    """The name of an image, unless it leads out of the root of the images. Raises PairListError."""
+    if not name.strip("/") or name.startswith("/") or ".." in name.split("/"):
+        raise PairListError(f"{where} names the image {name[:80]!r}: give paths below the root of the images, without '..'")
+    return name
+
+
+def _fold(text: str, place: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,9}", text):
         raise PairListError(f"{place}: the column 'fold' must be a whole number from 0 on, found {text[:40]!r}")
     return int(text)
-
-
-def _lfw_image(name: str, number: str) -> str:
-    return f"{name}/{name}_{int(number):04d}.jpg"
 
 
 def _cfp_images(text: str, kind: str) -> dict[str, str]:
@@ -216,10 +222,3 @@ def _numbers(text: str, place: str) -> Iterator[tuple[str, str]]:
         if not match:
             raise PairListError(f"{place}: a line must be two numbers 'i,j', found {line[:80]!r}")
         yield match[1], match[2]
-
-
-def _inside(name: str, where: str) -> str:
-    """The name of an image, unless it leads out of the root of the images."""
-    if not name.strip("/") or name.startswith("/") or ".." in name.split("/"):
-        raise PairListError(f"{where} names the image {name[:80]!r}: give paths below the root of the images, without '..'")
-    return name

@@ -7,14 +7,13 @@ reading: InsightFace's script can also weigh them by the length that the network
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from facemae.pairs import PairListError, truth
+from facemae.pairs import PairListError, require_inside, truth
+from facemae.table import read_table
 from facemae.verification import unit_rows
 
 
@@ -66,17 +65,16 @@ def read_templates(text: str, where: str) -> Templates:
     its own; media of one name in two templates are two.
 
     Raises:
-        PairListError: columns or values are missing, there is no row, a template has two subjects, or an image's path leads out of the root.
+        PairListError, TableError: columns or values are missing, there is no row, a template has two
+            subjects, or an image's path leads out of the root.
     """
     subjects, numbers, images = dict[str, str](), dict[str, int](), dict[str, int]()
     media, rows = dict[tuple[str, ...], int](), list[tuple[int, int]]()
-    for place, (template, subject, image, medium) in _rows(text, where, ("template", "subject", "image"), ("media",)):
+    for place, (template, subject, image, medium) in read_table(text, where, ("template", "subject", "image"), ("media",)):
         if subjects.setdefault(template, subject) != subject:
             raise PairListError(f"{place}: template {template!r} is of {subjects[template]!r} and of {subject!r}: it must be of one person")
-        if image.startswith("/") or ".." in image.split("/"):
-            raise PairListError(f"{place} names the image {image[:80]!r}: give paths below the root of the images, without '..'")
         numbers.setdefault(template, len(numbers))
-        number = images.setdefault(image, len(images))
+        number = images.setdefault(require_inside(image, place), len(images))
         key = (template, "media", medium) if medium else (template, "row", str(len(rows)))
         rows.append((number, media.setdefault(key, len(media))))
     image_of, medium_of = np.array(rows, np.int64).T
@@ -91,10 +89,11 @@ def read_template_pairs(text: str, where: str, templates: Templates) -> tuple[np
         int64 (N,), int64 (N,) numbers of templates, and bool (N,).
 
     Raises:
-        PairListError: columns are missing, there is no row, a template is not known, or a row contradicts the templates' subjects.
+        PairListError, TableError: columns are missing, there is no row, a template is not known, or a row contradicts the
+            templates' subjects.
     """
     numbers, left, right, same = templates.numbers(), list[int](), list[int](), list[bool]()
-    for place, (a, b, value) in _rows(text, where, ("t1", "t2", "same")):
+    for place, (a, b, value) in read_table(text, where, ("t1", "t2", "same")):
         one, other = (_known(numbers, name, place) for name in (a, b))
         left.append(one)
         right.append(other)
@@ -108,10 +107,10 @@ def read_template_names(text: str, where: str, templates: Templates) -> np.ndarr
     """A CSV with a column template: the templates of a gallery, int64 (G,).
 
     Raises:
-        PairListError: the column is missing, there is no row, or a template is not known or listed twice.
+        PairListError, TableError: the column is missing, there is no row, or a template is not known or listed twice.
     """
     numbers = templates.numbers()
-    found = [_known(numbers, name, place) for place, (name,) in _rows(text, where, ("template",))]
+    found = [_known(numbers, name, place) for place, (name,) in read_table(text, where, ("template",))]
     if len(set(found)) < len(found):
         raise PairListError(f"{where} lists a template twice")
     return np.array(found, np.int64)
@@ -129,21 +128,3 @@ def _known(numbers: Mapping[str, int], name: str, place: str) -> int:
     if name not in numbers:
         raise PairListError(f"{place} names the template {name[:80]!r}, which the list of templates does not have")
     return numbers[name]
-
-
-def _rows(text: str, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[str, tuple[str, ...]]]:
-    """Place and values of each row of a CSV; an optional column that is absent is empty."""
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")), restval="", skipinitialspace=True)
-    columns = {name.strip(): name for name in reader.fieldnames or () if name}
-    if not columns.keys() >= set(required):
-        raise PairListError(f"{where}: the CSV needs the columns {','.join(required)}, it has {','.join(columns)[:200]}")
-    found = list[tuple[str, tuple[str, ...]]]()
-    for row in reader:
-        place = f"{where}, line {reader.line_num}"
-        values = {name: row[columns[name]].strip() if name in columns else "" for name in (*required, *optional)}
-        if not all(values[name] for name in required):
-            raise PairListError(f"{place}: {', '.join(required)} must not be empty")
-        found.append((place, tuple(values.values())))
-    if not found:
-        raise PairListError(f"{where} holds no row")
-    return found

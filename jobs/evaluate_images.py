@@ -172,7 +172,7 @@ def _embed(found: Embedded, rows: np.ndarray, pictures: np.ndarray, recognizers:
         features = recognizer.features(pictures)
         if options.flip:
             features = features + recognizer.features(np.ascontiguousarray(pictures[:, :, ::-1]))
-        found.vectors[number][rows] = unit_rows(features, f"embedding by {recognizer.name}")
+        found.vectors[number][rows] = unit_rows(features, f"embeddings by {recognizer.name}")
         found.seconds[number] += time.perf_counter() - started
     found.present[rows] = True
 

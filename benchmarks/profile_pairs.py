@@ -101,8 +101,10 @@ def estimate(root: Path, names: Sequence[str], detector: Detector) -> list[Face]
     found = list[Face]()
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
-        points, scores = detector.landmarks(np.stack([decode((root / name).read_bytes()) for name in batch]))
-        angles = yaws(points)
+        pictures = np.stack([decode((root / name).read_bytes()) for name in batch])
+        points, scores = detector.landmarks(pictures)
+        mirrored, _ = detector.landmarks(pictures[:, :, ::-1])
+        angles = (yaws(points) - yaws(mirrored)) / 2  # the detector's grid is coarse for faces so small: half of its error goes
         found += [Face(name, float(yaw)) for name, yaw, score in zip(batch, angles, scores, strict=True) if score >= MIN_SCORE]
     return found
 

@@ -257,6 +257,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda w: ["--pairs", f"{w}/all.csv", "--images", f"{w}/faces", "--distractors", f"{w}/faces"],
         "give that folder too",
     ),
+    "distractors twice": (lambda w: ["--identification", f"{w}/faces", "--distractors", f"{w}/faces"], "nobody who is searched for"),
     "no such list": (lambda w: ["--pairs", f"{w}/gone.csv", "--images", f"{w}/faces"], "gone.csv"),
     "no such folder": (lambda w: ["--pairs", f"{w}/all.csv", "--images", f"{w}/gone"], "does not exist, or holds no file"),
     "no text": (lambda w: ["--pairs", f"{w}/toy.onnx", "--images", f"{w}/faces"], "is no text"),

@@ -16,8 +16,9 @@ from cluster.shard import sha256_hex
 from cluster.store import join_url, read_url
 from cluster.train import train
 from cluster.train_job import TrainOptions
-from cluster.weights import WEIGHTS_FILE, local_weights
+from cluster.weights import local_weights
 from facemae.recognizer.augment import AugmentConfig
+from facemae.weights import WEIGHTS_FILE
 from jobs.command import RayConfig, main_of
 from jobs.train import fitting_workers, read_deepspeed, worker_gpu
 

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from facemae.recognizer.backbone import Backbone, create_backbone
 from facemae.recognizer.onnx import OnnxRecognizer
-from facemae.weights import CONFIG_FILE, WEIGHTS_FILE, check_sha256, load_weights, read_config, save_weights
-
-GRAPH_FILE = "graph.onnx"
-"""The network that was started from, beside the weights of a network that no name describes."""
+from facemae.weights import CONFIG_FILE, GRAPH_FILE, WEIGHTS_FILE, check_sha256, load_weights, read_config, save_weights
 
 
 class OnnxBackbone(Backbone):

@@ -16,7 +16,7 @@ JOBS = {
     "report": "one HTML page from a leakage folder",
     "verify": "re-read a data set and account for every image",
     "pipeline": "all of it from one YAML file, resumable step by step",
-    "pretrain": "train a small recogniser on a data set and export it as ONNX",
+    "pretrain": "train a recogniser on a data set, protected or not (Ray Train + DeepSpeed + Partial FC)",
     "evaluate": "score recognisers on verification and identification protocols",
     "demo": "the pipeline on synthetic faces, with its own S3 server and Ray",
 }

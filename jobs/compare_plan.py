@@ -1,0 +1,200 @@
+"""From a configuration to the cells of a comparison: every job's configuration checked, and the settings that determine each result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.dataset import Dataset
+from cluster.shard import sha256_hex
+from cluster.store import join_url, open_store, read_url
+from cluster.weights import local_weights
+from facemae.model import CONFIG_FILE
+from jobs.attack import embedders_of
+from jobs.command import RayConfig, UsageError, from_mapping
+from jobs.compare_cell import Cell, Settings, Trial, fingerprint, recognizer_of
+from jobs.compare_row import REFERENCE
+from jobs.evaluate import EvaluateConfig
+from jobs.leakage import LeakageConfig
+from jobs.pretrain import PretrainConfig
+from jobs.protect import ProtectConfig
+
+if TYPE_CHECKING:
+    from jobs.compare import CompareConfig
+
+_RAY = {field.name for field in dataclasses.fields(RayConfig)}
+FILLED = {
+    "protections": {"input", "output", "rekey", "repair", "repair_rank", "recognizer"},
+    "leakage": {"original", "protected", "recognizer", "output", "rekey", "beside", "max_cmc1", "max_identity_cmc1"},
+    "pretrain": {"data", "output", "seed"},
+    "evaluate": {"recognizer", "output"},
+}
+"""Fields of a section that the comparison fills in, or that have no place in one."""
+NEUTRAL = {
+    "protections": {*_RAY, *FILLED["protections"], "device", "batch_size"},
+    "leakage": {*_RAY, *FILLED["leakage"], "device", "gallery_actors", "cpus_per_gallery_actor", "gpus_per_gallery_actor"},
+    "pretrain": {*_RAY, *FILLED["pretrain"], "device"},
+    "evaluate": {*_RAY, *FILLED["evaluate"], "device"},
+}
+"""Fields that change no figure: not among the settings of a result."""
+DIGITS = 8
+"""Of a digest in a folder's name."""
+
+
+def plan(config: CompareConfig) -> list[Cell]:
+    """All cells, the reference first.
+
+    Raises:
+        UsageError: a section holds an unknown or wrong field, two cells have one name, or a field is missing.
+        ValueError, FileNotFoundError, StoreError: a recogniser, weights, list or data set cannot be read.
+    """
+    _check_fields(config)
+    source = Dataset(config.data).description()["lineage"]["fingerprint"]
+    protections = list(_protections(config.protections))
+    names = [name for name, _ in protections]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"protections: two cells are named {twice[0]!r}: give one of them a `name`")
+    attackers = _attackers(config)
+    evaluation = _section(EvaluateConfig, "evaluate", config.evaluate, {"recognizer": ["recognizer.onnx"], "output": "."})
+    verified = digests(_settings(evaluation, "evaluate"))
+    return [_cell(config, name, section, source, attackers, verified) for name, section in protections]
+
+
+def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:
+    ray, cells = {"num_workers": config.num_workers}, Path(config.folder) / "cells" / name
+    draft = _section(ProtectConfig, "protections", section, {"input": config.data, "output": "", **ray}, where=f"protections {name}")
+    made = {**_settings(draft, "protections"), "data": source}
+    if draft.weights is not None:
+        made["weights"] = weights_digest(draft.weights)
+    protected = join_url(config.root, "protected", f"{name}-{fingerprint(made)[:DIGITS]}")
+    roots = {"original": config.data, "protected": protected, "recognizer": config.attackers, "output": str(cells / "leakage")}
+    leakage = _section(LeakageConfig, "leakage", config.leakage, {**roots, **ray})
+    measured = {"protect": made, "attackers": attackers, "leakage": _settings(leakage, "leakage")}
+    trials = tuple(_trial(config, name, seed, protected, made, verified) for seed in config.seeds)
+    return Cell(name, dataclasses.replace(draft, output=protected), leakage, measured, trials)
+
+
+def _trial(config: CompareConfig, name: str, seed: int, protected: str, made: Settings, verified: Settings) -> Trial:
+    draft = _section(PretrainConfig, "pretrain", config.pretrain, {"data": protected, "output": "", "seed": seed})
+    trained = {"protect": made, "pretrain": _settings(draft, "pretrain")}
+    run = join_url(config.root, "runs", f"{name}-{fingerprint(trained)[:DIGITS]}", f"seed-{seed}")
+    folder = str(Path(config.folder) / "cells" / name / f"seed-{seed}")
+    evaluation = _section(EvaluateConfig, "evaluate", config.evaluate, {"recognizer": [recognizer_of(run)], "output": folder})
+    settings = {**trained, "seed": seed, "evaluate": verified}
+    return Trial(name, seed, dataclasses.replace(draft, output=run), evaluation, settings)
+
+
+def _protections(sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and section of every cell: each strength of each entry, and the reference where no entry is it."""
+    if not any(section.get("method") == REFERENCE for section in sections):
+        yield REFERENCE, {"method": REFERENCE}
+    for number, given in enumerate(sections, 1):
+        section = dict(given)
+        name, strengths = section.pop("name", section.get("method")), section.pop("strength", None)
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", name):
+            raise UsageError(f"protections, entry {number}: `method` (and `name`) must be of letters, digits and _ . = -, not {name!r}")
+        many = isinstance(strengths, list)
+        for strength in strengths if many else [strengths]:
+            if strength is None:
+                yield name, section
+            else:
+                # a single strength under a name of its own needs no figure behind it
+                yield f"{name}-{strength}" if many or "name" not in given else name, {**section, "strength": strength}
+
+
+def _attackers(config: CompareConfig) -> list[Any]:
+    """What each attacker is: its network and normalisation. Two at least: a protection may be blind to one of them."""
+    section = {"original": config.data, "protected": config.data, "recognizer": config.attackers, "output": ""}
+    found = embedders_of(_section(LeakageConfig, "leakage", config.leakage, section))
+    return [embedder["original"].describe()["recognizer"] for embedder in found]
+
+
+def _section(kind: Any, section: str, given: Mapping[str, Any], filled: Mapping[str, Any], where: str = "") -> Any:
+    """One job's configuration. Raises UsageError, naming the section and field, for what is wrong in it."""
+    where = where or f"section {section}"
+    if clash := sorted(set(given) & FILLED[section]):
+        raise UsageError(f"{where}: {clash[0]!r} is filled in by the comparison, or has no place in one: remove it")
+    return from_mapping(kind, {**filled, **given}, where=where, complete=True)
+
+
+def _settings(config: Any, section: str) -> Settings:
+    """The fields that determine a result; what is None is as if it were not there, so that a new field changes no digest."""
+    found = json.loads(json.dumps(dataclasses.asdict(config)))  # as it is read back from a record: tuples are lists
+    return {name: value for name, value in found.items() if name not in NEUTRAL[section] and value is not None}
+
+
+def _check_fields(config: CompareConfig) -> None:
+    missing = [name for name in ("root", "data", "attackers", "protections", "evaluate") if not getattr(config, name)]
+    if missing:
+        raise UsageError(f"the field {missing[0]!r} is missing: give it in --config FILE.yaml")
+    if len(config.attackers) < 2:
+        raise UsageError(f"attackers: {config.attackers[0]} alone: give two recognisers or more, a protection may be blind to one")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UsageError(f"seeds: {config.seeds}: give one or more, each once")
+
+
+def weights_digest(url: str) -> str:
+    """Sha256 of the trained weights at ``url``, whose file was checked against it."""
+    with local_weights(url) as folder:
+        return str(json.loads((folder / CONFIG_FILE).read_bytes())["sha256"])
+
+
+def digests(settings: Settings) -> Settings:
+    """Settings with every file or folder that they name replaced by its digest: a list that is edited is another list."""
+    return {name: _digest_of(value) for name, value in settings.items()}
+
+
+def _digest_of(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_digest_of(item) for item in value]
+    if isinstance(value, str) and (value.startswith("s3://") or Path(value).exists()):
+        return _content_digest(value)
+    return value
+
+
+@cache
+def _content_digest(url: str) -> str:
+    """Sha256 of a file's bytes, or of the names and sizes of what a folder holds."""
+    if url.startswith("s3://") or Path(url).is_dir():
+        held = sorted((stored.key, stored.size) for stored in open_store(url).list())
+        if held:
+            return f"{len(held)} files, {sha256_hex(json.dumps(held).encode())}"
+    return sha256_hex(read_url(url))
+
+
+def commands(cell: Cell) -> list[str]:
+    """What makes the cell's row by hand. Roots stand as DATA, PROTECTED, RUN and OUT, files by their names alone."""
+    shown = {cell.protect.input: "DATA", cell.protect.output: "PROTECTED", cell.leakage.output: "OUT"}
+    lines = [_command("protect", cell.protect, shown), _command("leakage", cell.leakage, shown)]
+    for trial in cell.trials:
+        run = {trial.pretrain.output: "RUN", recognizer_of(trial.pretrain.output): "RUN/weights/recognizer.onnx", trial.evaluate.output: "OUT"}
+        lines.append(_command("pretrain", trial.pretrain, {**shown, **run}))
+        lines.append(_command("evaluate", trial.evaluate, {**shown, **run}))
+    return lines
+
+
+def _command(job: str, config: Any, shown: Mapping[str, str]) -> str:
+    """A job's command line with the fields that are not at their defaults."""
+    words = [f"facemae {job}"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if value == default or field.name in _RAY:
+            continue
+        name = f"--{field.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(name if value else f"--no-{field.name.replace('_', '-')}")
+        else:
+            words += [name, *_shown(value if isinstance(value, list | tuple) else [value], shown)]
+    return " ".join(words)
+
+
+def _shown(values: Iterable[Any], shown: Mapping[str, str]) -> Iterator[str]:
+    for value in values:
+        text = str(value)
+        yield shown.get(text, text.rstrip("/").rpartition("/")[2] if "/" in text else text)

@@ -167,7 +167,11 @@ def _record(config: CompareConfig, cells: Sequence[Cell], store: Store, failed: 
         reasons += [f"seed {trial.seed}: {failed[trial.key]}" for trial in cell.trials if trial.key in failed]
         rows.append(row_of(cell, store, reasons, commands(cell)))
     content = next((found for cell in cells if (found := recorded(store, cell.key, cell.settings))), None)
-    data = f"{content['original']['samples']:,} images of {content['original']['identities']:,} people protected and trained on" if content else ""
+    data = (
+        f"{content['original']['samples']:,} images of {content['original']['identities']:,} people protected and trained on"
+        if content
+        else ""
+    )
     trial = cells[0].trials[0]
     return Record(
         title=config.title,

@@ -1,11 +1,11 @@
 """One cell of a comparison, a (protection, strength): what is done, what determines it, and what is recorded of it.
 
-    FOLDER/cells/<name>/leakage.json     what every attacker finds, with the settings that it depends on
-    FOLDER/cells/<name>/seed-<s>.json    the verification of the recogniser that seed s gave, likewise
-    FOLDER/cells/<name>/leakage/         the measurement itself, as facemae leakage writes it
-    FOLDER/cells/<name>/seed-<s>/        the evaluation itself, as facemae evaluate writes it, and log.txt
-    ROOT/protected/<name>-<digest>       the protected set; the digest is of the settings, so that other settings are another set
-    ROOT/runs/<name>-<digest>/seed-<s>   the recogniser, as facemae pretrain writes it
+FOLDER/cells/<name>/leakage.json     what every attacker finds, with the settings that it depends on
+FOLDER/cells/<name>/seed-<s>.json    the verification of the recogniser that seed s gave, likewise
+FOLDER/cells/<name>/leakage/         the measurement itself, as facemae leakage writes it
+FOLDER/cells/<name>/seed-<s>/        the evaluation itself, as facemae evaluate writes it, and log.txt
+ROOT/protected/<name>-<digest>       the protected set; the digest is of the settings, so that other settings are another set
+ROOT/runs/<name>-<digest>/seed-<s>   the recogniser, as facemae pretrain writes it
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cluster.measurement import Measurement
 from cluster.scheduler import StageError
 from cluster.shard import sha256_hex
 from cluster.store import NotFound, Store, join_url, open_store
+from facemae.protection import protection_class
 from jobs import evaluate, leakage, pretrain, protect
 from jobs.compare_row import Row, Traced
 
@@ -135,8 +136,16 @@ def train_and_verify(job: Any, config: evaluate.EvaluateConfig) -> dict[str, Any
 
 def protocols_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> figures of every verification in what ``facemae evaluate`` returned for one recogniser: those that have an accuracy."""
-    (recognizer,) = report["recognizers"]
-    return {found["name"]: found for found in recognizer["protocols"] if found.get("accuracy") is not None}
+    wanted = ("kind", "accuracy", "std", "pairs", "pairs_left_out", "tar_at_far", "auc", "eer")
+    verified = [found for found in report["results"] if found.get("accuracy") is not None]
+    return {found["protocol"]: {name: found[name] for name in wanted if name in found} for found in verified}
+
+
+def strength_of(config: protect.ProtectConfig) -> float | None:
+    """Where the dial of a protection stands, its own default where nothing was said; None where it has none."""
+    given = config.mask_ratio if config.strength is None else config.strength
+    dial = protection_class(config.method).dial
+    return dial.default if given is None and dial is not None else given
 
 
 def row_of(cell: Cell, store: Store, failed: list[str], commands: list[str]) -> Row:
@@ -148,8 +157,7 @@ def row_of(cell: Cell, store: Store, failed: list[str], commands: list[str]) -> 
         content = recorded(store, trial.key, trial.settings) or {"protocols": {}}
         for name, figures in content["protocols"].items():
             errors.setdefault(name, {})[trial.seed] = 100 * (1 - figures["accuracy"])
-    protection = cell.protect.method, cell.protect.strength
-    return Row(cell.name, *protection, by["image"], by["identity"], by["utility"], errors, commands, failed)
+    return Row(cell.name, cell.protect.method, strength_of(cell.protect), by["image"], by["identity"], by["utility"], errors, commands, failed)
 
 
 def recorded(store: Store, key: str, settings: Settings) -> dict[str, Any] | None:

@@ -69,7 +69,17 @@ def claim(record: Record) -> str:
         why = f"every FaceMAE point leaks more than {100 * MOST:.0f} % or was not measured" if held else "it has no FaceMAE point"
         return f"This comparison says nothing about the paper's claim: {why}.\n"
     lines = [_words(next(duel for duel in found if duel.protocol == protocol)) for protocol in record.protocols() if _any(found, protocol)]
-    head = ["FaceMAE point", "protocol", "leakage compared by", "runner-up", "its error %", "ours %", "ratio (by seed)", "above the real set", "beaten by"]
+    head = [
+        "FaceMAE point",
+        "protocol",
+        "leakage compared by",
+        "runner-up",
+        "its error %",
+        "ours %",
+        "ratio (by seed)",
+        "above the real set",
+        "beaten by",
+    ]
     table = markdown_table(head, [_cells(duel) for duel in found])
     return "\n".join([*(f"- {line}" for line in lines), "", table])
 
@@ -138,9 +148,7 @@ def _words(duel: Duel) -> str:
     if duel.ratio is None:
         return f"{start}; the runner-up at no less leakage, {other}: no ratio to an error of 0{beaten}."
     holds = "holds" if duel.ratio <= CLAIMED and not duel.beaten_by else "does not hold"
-    return (
-        f"{start}; the runner-up at no less leakage, {other}: ratio {_ratio(duel)}{beaten}; the paper's claim ({CLAIMED} or less) {holds} here."
-    )
+    return f"{start}; the runner-up at no less leakage, {other}: ratio {_ratio(duel)}{beaten}; the paper's claim ({CLAIMED} or less) {holds} here."
 
 
 def _cells(duel: Duel) -> list[str]:

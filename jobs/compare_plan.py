@@ -20,9 +20,10 @@ from jobs.command import RayConfig, UsageError, from_mapping
 from jobs.compare_cell import Cell, Settings, Trial, fingerprint, recognizer_of
 from jobs.compare_row import REFERENCE
 from jobs.evaluate import EvaluateConfig
+from jobs.evaluate_lists import open_protocols
 from jobs.leakage import LeakageConfig
 from jobs.pretrain import PretrainConfig
-from jobs.protect import ProtectConfig
+from jobs.protect import ProtectConfig, method_options
 
 if TYPE_CHECKING:
     from jobs.compare import CompareConfig
@@ -61,6 +62,7 @@ def plan(config: CompareConfig) -> list[Cell]:
         raise UsageError(f"protections: two cells are named {twice[0]!r}: give one of them a `name`")
     attackers = _attackers(config)
     evaluation = _section(EvaluateConfig, "evaluate", config.evaluate, {"recognizer": ["recognizer.onnx"], "output": "."})
+    _check_lists(evaluation)
     verified = digests(_settings(evaluation, "evaluate"))
     return [_cell(config, name, section, source, attackers, verified) for name, section in protections]
 
@@ -68,6 +70,7 @@ def plan(config: CompareConfig) -> list[Cell]:
 def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:
     ray, cells = {"num_workers": config.num_workers}, Path(config.folder) / "cells" / name
     draft = _section(ProtectConfig, "protections", section, {"input": config.data, "output": "", **ray}, where=f"protections {name}")
+    method_options(draft)  # an unknown method or a strength out of range is refused now
     made = {**_settings(draft, "protections"), "data": source}
     if draft.weights is not None:
         made["weights"] = weights_digest(draft.weights)
@@ -102,9 +105,11 @@ def _protections(sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, d
         for strength in strengths if many else [strengths]:
             if strength is None:
                 yield name, section
+            elif isinstance(strength, bool) or not isinstance(strength, int | float):
+                raise UsageError(f"protections, {name}: strength is {strength!r}: give a number or a list of numbers")
             else:
                 # a single strength under a name of its own needs no figure behind it
-                yield f"{name}-{strength}" if many or "name" not in given else name, {**section, "strength": strength}
+                yield f"{name}-{strength:g}" if many or "name" not in given else name, {**section, "strength": strength}
 
 
 def _attackers(config: CompareConfig) -> list[Any]:
@@ -136,6 +141,13 @@ def _check_fields(config: CompareConfig) -> None:
         raise UsageError(f"attackers: {config.attackers[0]} alone: give two recognisers or more, a protection may be blind to one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UsageError(f"seeds: {config.seeds}: give one or more, each once")
+
+
+def _check_lists(config: EvaluateConfig) -> None:
+    """Raise what ``facemae evaluate`` would, for a list or images that are not there: now, and not after the first training."""
+    for protocol in open_protocols(config):
+        if protocol.absent and not config.skip_missing:
+            raise UsageError(f"section evaluate: {protocol.name} names {len(protocol.absent)} absent images, the first: {protocol.absent[0]}")
 
 
 def weights_digest(url: str) -> str:
@@ -172,7 +184,11 @@ def commands(cell: Cell) -> list[str]:
     shown = {cell.protect.input: "DATA", cell.protect.output: "PROTECTED", cell.leakage.output: "OUT"}
     lines = [_command("protect", cell.protect, shown), _command("leakage", cell.leakage, shown)]
     for trial in cell.trials:
-        run = {trial.pretrain.output: "RUN", recognizer_of(trial.pretrain.output): "RUN/weights/recognizer.onnx", trial.evaluate.output: "OUT"}
+        run = {
+            trial.pretrain.output: "RUN",
+            recognizer_of(trial.pretrain.output): "RUN/weights/recognizer.onnx",
+            trial.evaluate.output: "OUT",
+        }
         lines.append(_command("pretrain", trial.pretrain, {**shown, **run}))
         lines.append(_command("evaluate", trial.evaluate, {**shown, **run}))
     return lines

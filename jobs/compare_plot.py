@@ -18,7 +18,7 @@ PANEL, DPI = (5.4, 4.4), 150
 """Inches of one panel, and dots an inch of the PNG."""
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#332288")
 """Colours that colour-blind eyes tell apart (Okabe and Ito, with three more), for all methods but ours and the reference."""
-OUR_COLOR, REAL_COLOR, FRONT_COLOR = "#d55e00", "#111111", "#999999"
+OUR_COLORS, REAL_COLOR, FRONT_COLOR = ("#d55e00", "#8b1a1a", "#f4a582"), "#111111", "#999999"
 MARKERS = "osD^vP*X"
 LOG_SPAN = 20.0
 """From this ratio of largest to smallest leakage on, the axis is logarithmic."""
@@ -44,9 +44,7 @@ def picture(record: Record) -> bytes:
     panels = [name for name in record.protocols() if any(_place(row, name) for row in record.rows)]
     if not panels:
         raise ValueError("no row has both a leakage and a verification error: nothing to draw")
-    methods = list(dict.fromkeys(row.method for row in record.rows if row.method not in (OURS, REFERENCE)))
-    styles = {name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
-    styles |= {OURS: (OUR_COLOR, "o"), REFERENCE: (REAL_COLOR, "s")}
+    styles = _styles(record.rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1]), layout="constrained")
         for axes, protocol in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -58,11 +56,20 @@ def picture(record: Record) -> bytes:
     return sink.getvalue()
 
 
+def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Series -> colour and marker, the same in every panel."""
+    found: dict[str, tuple[str, str]] = {}
+    for colors, mine in ((OUR_COLORS, True), (COLORS, False)):
+        names = dict.fromkeys(row.series for row in rows if (row.method == OURS) == mine and row.method != REFERENCE)
+        found |= {name: (colors[i % len(colors)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    return found | {row.series: (REAL_COLOR, "s") for row in rows if row.method == REFERENCE}
+
+
 def _panel(axes: Axes, record: Record, protocol: str, styles: dict[str, tuple[str, str]]) -> None:
     rows = [row for row in record.rows if _place(row, protocol)]
     floor = _floor(rows)
-    for method in dict.fromkeys(row.method for row in rows):
-        _method(axes, [row for row in rows if row.method == method], protocol, styles[method], floor)
+    for series in dict.fromkeys(row.series for row in rows):
+        _series(axes, [row for row in rows if row.series == series], protocol, styles[series], floor)
     front = [_place(row, protocol) for row in pareto(rows, protocol)]
     if len(front) > 1:
         xs, ys = [max(100 * place[0], floor) for place in front if place], [place[1] for place in front if place]
@@ -76,8 +83,8 @@ def _panel(axes: Axes, record: Record, protocol: str, styles: dict[str, tuple[st
     _scale(axes, rows, floor)
 
 
-def _method(axes: Axes, rows: Sequence[Row], protocol: str, style: tuple[str, str], floor: float) -> None:
-    """One method's points with error bars, joined along its dial, each labelled by its strength."""
+def _series(axes: Axes, rows: Sequence[Row], protocol: str, style: tuple[str, str], floor: float) -> None:
+    """Points of one dial with error bars, joined along its dial, each labelled by its strength."""
     color, marker = style
     rows = sorted(rows, key=lambda row: (row.strength is None, row.strength or 0.0))
     xs = [max(100 * row.worst.cmc1, floor) for row in rows if row.worst]
@@ -85,7 +92,7 @@ def _method(axes: Axes, rows: Sequence[Row], protocol: str, style: tuple[str, st
     lows = [x - max(100 * row.worst.low, floor) for x, row in zip(xs, rows, strict=True) if row.worst]
     highs = [max(100 * row.worst.high - x, 0.0) for x, row in zip(xs, rows, strict=True) if row.worst]
     bars = [row.spread(protocol) for row in rows]
-    label = "real set" if rows[0].method == REFERENCE else rows[0].method
+    label = "real set" if rows[0].method == REFERENCE else rows[0].series
     width = 1.6 if rows[0].method == OURS else 0.9
     axes.errorbar(xs, ys, yerr=bars, xerr=[lows, highs], fmt="none", ecolor=color, elinewidth=0.9, capsize=2, alpha=0.7)
     axes.plot(xs, ys, linestyle=":", linewidth=width, color=color, marker=marker, markersize=6, label=label, zorder=3)

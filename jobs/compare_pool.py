@@ -53,7 +53,9 @@ def run_trials(trials: Sequence[Trial], start: Start, done: Done, recorded: int 
         while running:
             if stop.is_set():
                 _cancel(list(running))
-                raise Interrupted(f"stopped as asked: {len(running)} of {recorded + len(trials)} recognisers are left; run the same command again")
+                raise Interrupted(
+                    f"stopped as asked: {len(running)} of {recorded + len(trials)} recognisers are left; run the same command again"
+                )
             for reference in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
                 trial = running.pop(reference)
                 try:

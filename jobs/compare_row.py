@@ -59,6 +59,11 @@ class Row:
         """The attacker that traces most."""
         return self.leakage[0] if self.leakage else None
 
+    @property
+    def series(self) -> str:
+        """The name without the strength: what one turn of the dial leads along."""
+        return self.name if self.strength is None else self.name.removesuffix(f"-{self.strength:g}")
+
     def error(self, protocol: str) -> float | None:
         """Mean of the seeds, in %; None where there is none."""
         found = self.errors.get(protocol)

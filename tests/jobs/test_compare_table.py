@@ -108,7 +108,9 @@ def test_the_runner_up_by_brute_force(ours: list[tuple[int, int]], others: list[
 
 
 def test_tables_hold_the_figures() -> None:
-    made = record(row("blur-2", 0.0812, [20.0, 22.0, 24.0], "blur", strength=2.0), Row("k|same", "k_same", failed=["ValueError: no people"]))
+    made = record(
+        row("blur-2", 0.0812, [20.0, 22.0, 24.0], "blur", strength=2.0), Row("k|same", "k_same", failed=["ValueError: no people"])
+    )
     lines = markdown(made).splitlines()
     assert lines[3] == "| blur-2 | edgeface (adaptive) | 8.12 [7.12, 9.12] | - | - | 22.00 ± 2.00 |"
     assert lines[4].startswith("| k\\|same | - |")

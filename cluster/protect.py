@@ -12,15 +12,17 @@ import ray
 
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
-from cluster.picture import JPEG_QUALITY, encode
+from cluster.picture import JPEG_QUALITY, SIZE, encode
 from cluster.processor import Processor, Unit
 from cluster.secret import KeyMap, SecretError
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
 from cluster.store import NotFound, StoreError
 from cluster.task import answer_of
-from facemae.protection import Protection, create_protection
+from facemae.protection import Protection, ShardProtection, create_protection
 
 log = logging.getLogger(__name__)
+REASON = "cannot-be-protected"
+"""The ledger's word for a picture that a protection, or every round of a repair, fails on."""
 
 
 def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
@@ -103,7 +105,7 @@ class ProtectProcessor(Processor[Unit]):
         writer, kept, rejected = ShardWriter(), list[Sample](), list[Rejected]()
         with discreet(unit, self._reference is not None):
             batches = decoded(read_samples(fetched, sources=False) if fetched else (), self._batch_size, self._pool, self._ahead)
-            protected = (self._protect(batch) for batch in batches)
+            protected = self._protect_all(batches)
             for samples, refused in ahead_map(self._pool, _encode_batch, protected, self._ahead):
                 kept += samples
                 rejected += refused
@@ -114,10 +116,42 @@ class ProtectProcessor(Processor[Unit]):
         payload = writer.finish() if writer.samples else None
         return ShardData(payload, writer.samples, Labels.of(writer.labels), rejected)
 
+    def _protect_all(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batch by batch; a protection that must see the whole shard has all its pictures in memory at once."""
+        if isinstance(self._protection, ShardProtection):
+            return _protect_whole(self._protection, list(batches))
+        return (self._protect(batch) for batch in batches)
+
     def _protect(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         if not batch.samples:
             return batch, batch.pictures
         return batch, self._protection.protect(batch.pictures, [sample.key for sample in batch.samples])
+
+
+def _protect_whole(protection: ShardProtection, batches: Sequence[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The batches of one shard, protected together; what the protection leaves out becomes a row of the ledger."""
+    samples = [sample for batch in batches for sample in batch.samples]
+    pictures = np.concatenate([batch.pictures for batch in batches]) if batches else np.empty((0, SIZE, SIZE, 3), np.uint8)
+    whole = protection.protect_shard(pictures, [s.key for s in samples], [s.identity for s in samples])
+    start = 0
+    for batch in batches:
+        rows = range(start, start + len(batch.samples))
+        start = rows.stop
+        kept = [row for row in rows if row not in whole.left_out]
+        lost = [Rejected(samples[row].key, REASON, whole.left_out[row], 0) for row in rows if row in whole.left_out]
+        yield Batch([samples[row] for row in kept], pictures[kept], [*batch.rejected, *lost]), whole.pictures[kept]
+
+
+def require_people(source: Dataset, description: Mapping[str, Any]) -> None:
+    """Raise ValueError where a shard has fewer identities than a protection of whole shards needs, before any work starts."""
+    needed = description.get("min_identities", 0)
+    short = {m.shard: m.identities.count for m in source.manifests() if 0 < m.identities.count < needed}
+    if short:
+        listed = ", ".join(f"{shard} has {count}" for shard, count in list(short.items())[:5])
+        raise ValueError(
+            f"{description['method']} with k = {description['strength']} needs {needed} identities in every shard of {source.url}; "
+            f"{len(short)} have fewer ({listed}{', ...' if len(short) > 5 else ''}): lower --strength, or ingest with a larger --shard-size"
+        )
 
 
 @contextmanager

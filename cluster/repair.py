@@ -28,13 +28,12 @@ from cluster.index import Gallery
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
 from cluster.processor import Processor, Unit
-from cluster.protect import discreet, load_protection
+from cluster.protect import REASON, discreet, load_protection
 from cluster.secret import KeyMap
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
 from facemae.leakage import similarity
 from facemae.recognizer.onnx import OnnxRecognizer
 
-REASON = "cannot-be-protected"
 BATCH_SIZE = 1024
 """Exposed images that go through the rounds together; changes no byte of the output."""
 
@@ -199,7 +198,7 @@ class RepairProcessor(Processor[Unit]):
         tries = len(self._rounds)
         if not tries:
             return f"traced at rank {self._repair.rank} or better, and {self._repair.method} has nothing to vary"
-        return f"traced at rank {self._repair.rank} or better, and again in each of {tries} tries with other masks"
+        return f"traced at rank {self._repair.rank} or better, and again in each of {tries} tries with other random numbers"
 
     def _fix(self, fetched: Fetched) -> tuple[dict[str, bytes], list[Rejected], Counter[int]]:
         """New pictures by key of the protected set, rows for originals that no longer decode, and how many each round repaired."""

@@ -82,7 +82,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))
     ray, pair = {"num_workers": config.num_workers}, {"original": original, "protected": protected}
 
-    lineage = weights if config.protect.get("method", "facemae") == "facemae" else None
+    lineage = weights if config.protect.get("method", "facemae") in ("facemae", "mae") else None
     rekey = config.protect.get("rekey")
 
     def job(module: Any, kind: type[JobT], section: Mapping[str, Any], where: str, **roots: Any) -> tuple[str, Any, JobT]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from jobs.protect import ProtectConfig
 
 MAX_RANK = 10
-METHOD_FIELDS = ("method", "mask_ratio", "seed")
+METHOD_FIELDS = ("method", "strength", "mask_ratio", "seed", "options")
+ROUND_FIELDS = ("seed", "seed_sha256", "strength", "mask_ratio")
 
 
 def repair(config: ProtectConfig, root: str) -> dict[str, Any]:
@@ -78,11 +79,16 @@ def _parent(config: ProtectConfig, measurement: Measurement) -> dict[str, Any]:
 
 
 def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) -> ProtectConfig:
-    """The configuration with method, seed and mask ratio of the measured set. Raises ValueError where a flag says something else."""
-    defaults = {field.name: field.default for field in fields(config)}
+    """The configuration with method, strength and seed of the measured set. Raises ValueError where a flag says something else. A seed that
+    the set keeps secret is the one that was given."""
+    if "mask_ratio" in protection and config.mask_ratio is None:
+        config = replace(config, mask_ratio=config.strength, strength=None)
+    defaults = type(config)(input=config.input, output=config.output)
     for name in METHOD_FIELDS:
-        given = getattr(config, name)
-        if given not in (defaults[name], protection.get(name, defaults[name])):
+        given, default = getattr(config, name), getattr(defaults, name)
+        if name == "seed" and "seed_sha256" in protection:
+            continue
+        if given not in (default, protection.get(name, default)):
             flag = name.replace("_", "-")
             raise ValueError(
                 f"--{flag} {given}, but {where} was made with {protection.get(name)}: leave --{flag} out, a repair takes the set's"
@@ -116,17 +122,18 @@ def _attackers(
 
 
 def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str, Any], attackers: Sequence[Attacker]) -> Repair:
-    """What is done, and the lineage that says so. Raises ValueError when the weights are not those of the measured set."""
+    """What is done, and the lineage that says so. Raises ValueError when weights or secret seed are not those of the measured set."""
     from jobs.protect import method_options
 
     options, before = method_options(config), lineage.get("repair")
     skip = before["skip"] + len(before["rounds"]) if before else 0
     base, *variants = describe_variants(config.method, options, config.gpus_per_worker, skip)
-    made = lineage["protection"].get("weights_sha256")
-    if base.get("weights_sha256") != made:
-        raise ValueError(
-            f"--weights {config.weights} has sha256 {base.get('weights_sha256')}, the measured set was made with {made}: give these"
-        )
+    made = lineage["protection"]
+    if base.get("weights_sha256") != made.get("weights_sha256"):
+        found, wanted = base.get("weights_sha256"), made.get("weights_sha256")
+        raise ValueError(f"--weights {config.weights} has sha256 {found}, the measured set was made with {wanted}: give these")
+    if base.get("seed_sha256") != made.get("seed_sha256"):
+        raise ValueError("--seed is not the secret seed that the measured set was made with: give that")
     record = {
         "of": measurement.report["protected"]["fingerprint"],
         "leakage": measurement.sha256,
@@ -134,7 +141,7 @@ def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str,
         "rank": config.repair_rank,
         "protection": base,
         "skip": skip,
-        "rounds": [{name: each[name] for name in ("seed", "mask_ratio")} for each in variants],
+        "rounds": [{name: each[name] for name in ROUND_FIELDS if name in each} for each in variants],
         "before": before,
     }
     roots = config.input, measurement.protected().url
@@ -154,7 +161,8 @@ def _lines(manifests: Sequence[Manifest], plan: Repair) -> Iterator[str]:
     yield f"{counts['exposed']} images were traced (rank {plan.rank} or better by {attackers}), {counts['copied']} copied as they were"
     for number, each in enumerate(rounds, 1):
         if repaired := counts[f"repaired_{number:02d}"]:
-            yield f"  {repaired} repaired in round {number} (seed {each['seed']}, mask ratio {each['mask_ratio']})"
+            told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in each.items())
+            yield f"  {repaired} repaired in round {number} ({told})"
     given_up = counts["exposed"] - sum(count for name, count in counts.items() if name.startswith("repaired_"))
     if given_up:
         yield f"  {given_up} in quarantine: traced in every one of {len(rounds)} rounds, or their originals no longer decode"

@@ -113,7 +113,7 @@ def _picture(before: Sample, after: Sample, measurement: Measurement, ranks: Map
 def _masking(protection: Mapping[str, Any]) -> tuple[int, float, int] | None:
     """Patch size, mask ratio and seed of a protection that hides patches, from its own description."""
     found = re.search(rf"_patch(\d+)_{SIZE}$", str(protection.get("architecture")))
-    if protection.get("method") != "facemae" or not found or not {"mask_ratio", "seed"} <= protection.keys():
+    if protection.get("method") not in ("facemae", "mae") or not found or not {"mask_ratio", "seed"} <= protection.keys():
         return None
     return int(found[1]), float(protection["mask_ratio"]), int(protection["seed"])
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from facemae.masking import count_visible, random_mask
 from facemae.model import MaskedAutoencoder, to_pictures, to_tensor
+from facemae.protection.dial import Dial
 from facemae.protection.protocol import check_batch
 
 TILE = {"cpu": 16, "cuda": 256}
@@ -52,6 +53,7 @@ class FaceMaeProtection:
     """
 
     name = "facemae"
+    dial: Dial | None = Dial("hidden share of the patches", 0, 1, 0.75, open_high=True, option="mask_ratio")
 
     def __init__(
         self,

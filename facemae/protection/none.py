@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from facemae.protection.dial import Dial
 from facemae.protection.protocol import check_batch
 
 
@@ -14,6 +15,7 @@ class NoProtection:
     """Hands the pictures back as they are."""
 
     name = "none"
+    dial: Dial | None = None
 
     def describe(self) -> dict[str, Any]:
         """Returns the method's name, and that it protects nobody; see `Protection.describe`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import platform
@@ -22,7 +21,7 @@ from cluster.scheduler import StageError
 from cluster.session import session
 from cluster.store import Store, StoreError, open_store
 from jobs import pretrain
-from jobs.command import Config, UsageError, main_of
+from jobs.command import Config, main_of
 from jobs.compare_cell import Cell, Trial, changed, keep, make_protected, measure, recorded, row_of, train_and_verify
 from jobs.compare_claim import claim
 from jobs.compare_plan import commands, plan
@@ -39,7 +38,7 @@ CELL_ERRORS = (StageError, StoreError, ValueError, FileNotFoundError)
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Config):
-    """Protect a data set in every way asked for, measure each one's leakage, train recognisers on it and verify them on sets they never saw.
+    """Protect a data set in every way asked for, measure the leakage of each, and verify recognisers trained on it on sets they never saw.
 
     Reads: a data set made by ingest, ONNX recognisers that attack, and the lists and images of the verification.
     Writes: the protected sets and the recognisers below ROOT, and in the local FOLDER compare.md, compare.csv, compare.json and pareto.png.

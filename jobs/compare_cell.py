@@ -157,7 +157,9 @@ def row_of(cell: Cell, store: Store, failed: list[str], commands: list[str]) -> 
         content = recorded(store, trial.key, trial.settings) or {"protocols": {}}
         for name, figures in content["protocols"].items():
             errors.setdefault(name, {})[trial.seed] = 100 * (1 - figures["accuracy"])
-    return Row(cell.name, cell.protect.method, strength_of(cell.protect), by["image"], by["identity"], by["utility"], errors, commands, failed)
+    return Row(
+        cell.name, cell.protect.method, strength_of(cell.protect), by["image"], by["identity"], by["utility"], errors, commands, failed
+    )
 
 
 def recorded(store: Store, key: str, settings: Settings) -> dict[str, Any] | None:

@@ -148,7 +148,8 @@ def _words(duel: Duel) -> str:
     if duel.ratio is None:
         return f"{start}; the runner-up at no less leakage, {other}: no ratio to an error of 0{beaten}."
     holds = "holds" if duel.ratio <= CLAIMED and not duel.beaten_by else "does not hold"
-    return f"{start}; the runner-up at no less leakage, {other}: ratio {_ratio(duel)}{beaten}; the paper's claim ({CLAIMED} or less) {holds} here."
+    verdict = f"the paper's claim ({CLAIMED} or less) {holds} here"
+    return f"{start}; the runner-up at no less leakage, {other}: ratio {_ratio(duel)}{beaten}; {verdict}."
 
 
 def _cells(duel: Duel) -> list[str]:

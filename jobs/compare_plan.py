@@ -147,7 +147,9 @@ def _check_lists(config: EvaluateConfig) -> None:
     """Raise what ``facemae evaluate`` would, for a list or images that are not there: now, and not after the first training."""
     for protocol in open_protocols(config):
         if protocol.absent and not config.skip_missing:
-            raise UsageError(f"section evaluate: {protocol.name} names {len(protocol.absent)} absent images, the first: {protocol.absent[0]}")
+            raise UsageError(
+                f"section evaluate: {protocol.name} names {len(protocol.absent)} absent images, the first: {protocol.absent[0]}"
+            )
 
 
 def weights_digest(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The trainings of a comparison as Ray tasks side by side: each is recorded as soon as it is done, and one that fails costs itself alone."""
+"""The trainings of a comparison as Ray tasks side by side: each is recorded when it is done, and one that fails costs itself alone."""
 
 from __future__ import annotations
 

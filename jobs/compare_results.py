@@ -53,7 +53,8 @@ def write_page(results: Sequence[str], output: str) -> list[str]:
 
 def render(records: dict[str, Record], page: str) -> str:
     """The page as markdown: for each record its words, its comparison, its tables and what limits it."""
-    made = f"Made from the recorded results beside this page (`facemae compare --results FILE.json ... --output {page}`): change those, not this."
+    made = f"Made from the recorded results beside this page (`facemae compare --results FILE.json ... --output {page}`)"
+    made += ": change those, not this."
     parts = ["# What was measured", f"{made}\n{REPEAT}"]
     for name, record in records.items():
         parts += _section(name, record)

@@ -18,6 +18,7 @@ JOBS = {
     "pipeline": "all of it from one YAML file, resumable step by step",
     "pretrain": "train a small recogniser on a data set and export it as ONNX",
     "compare": "protections and strengths: leakage against verification error, in one table and one picture",
+    "evaluate": "score recognisers on verification and identification protocols",
     "demo": "the pipeline on synthetic faces, with its own S3 server and Ray",
 }
 

@@ -145,6 +145,10 @@ class OnnxRecognizer:
         Raises:
             ValueError: other pictures than that, or a picture whose embedding is zero or not finite.
         """
+        return self._unit_rows(self.features(pictures))
+
+    def features(self, pictures: np.ndarray) -> np.ndarray:
+        """What the network gives for pictures, of any length: float32 (N, dim). Otherwise as `embed`."""
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (112, 112, 3):
             raise ValueError(f"{self.name}: pictures must be uint8 (N, 112, 112, 3), not {pictures.dtype} {pictures.shape}")
         rows = np.empty((len(pictures), self.dim), dtype=np.float32)
@@ -160,7 +164,7 @@ class OnnxRecognizer:
         else:
             for start in starts:
                 embed_tile(start)
-        return self._unit_rows(rows)
+        return rows
 
     def differentiable(self, layers: Sequence[str] = ()) -> FrozenRecognizer:
         """The same network in torch, for a loss (on the CPU; move it with `.to(device)`).

@@ -6,13 +6,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.dataset import Dataset
 from cluster.shard import sha256_hex
-from cluster.store import join_url, open_store, read_url
+from cluster.store import join_url, open_store, read_url, split_url
 from cluster.weights import local_weights
 from facemae.model import CONFIG_FILE
 from jobs.attack import embedders_of
@@ -40,7 +39,7 @@ NEUTRAL = {
     "protections": {*_RAY, *FILLED["protections"], "device", "batch_size"},
     "leakage": {*_RAY, *FILLED["leakage"], "device", "gallery_actors", "cpus_per_gallery_actor", "gpus_per_gallery_actor"},
     "pretrain": {*_RAY, *FILLED["pretrain"], "device"},
-    "evaluate": {*_RAY, *FILLED["evaluate"], "device"},
+    "evaluate": {*_RAY, *FILLED["evaluate"], "device", "batch_size", "threads"},
 }
 """Fields that change no figure: not among the settings of a result."""
 DIGITS = 8
@@ -171,14 +170,14 @@ def _digest_of(value: Any) -> Any:
     return value
 
 
-@cache
 def _content_digest(url: str) -> str:
-    """Sha256 of a file's bytes, or of the names and sizes of what a folder holds."""
+    """Last name and sha256 of a file, or of the names and sizes of what a folder holds."""
+    name = split_url(url)[1]
     if url.startswith("s3://") or Path(url).is_dir():
         held = sorted((stored.key, stored.size) for stored in open_store(url).list())
         if held:
-            return f"{len(held)} files, {sha256_hex(json.dumps(held).encode())}"
-    return sha256_hex(read_url(url))
+            return f"{name}: {len(held)} files, sha256 of names and sizes {sha256_hex(json.dumps(held).encode())}"
+    return f"{name}: sha256 {sha256_hex(read_url(url))}"
 
 
 def commands(cell: Cell) -> list[str]:

@@ -1,6 +1,7 @@
 """Training checkpoints in object storage: for any number of ranks, any ZeRO stage, one file, no pickle.
 
-    <run>/checkpoints/<step>-<sha256[:12]>.safetensors   every parameter in fp32 and its two AdamW moments, whole
+    <run>/checkpoints/<step>-<sha256[:12]>.safetensors   every parameter in fp32 and the optimiser's moments, whole
+    <run>/checkpoints/<step>-<part>-<sha256[:12]>.safetensors   tables too large for one process, in ranges of rows (cluster/centers.py)
     <run>/checkpoints/<step>.json                        the commit: names the data's sha256 and size; written last, by conditional PUT
 
 This takes the place of DeepSpeed's own universal checkpoint. That one is a folder of pickles per rank, is converted by a separate
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -27,7 +29,9 @@ from cluster.shard import sha256_hex
 from cluster.store import AlreadyExists, NotFound, Store
 
 SCHEMA = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMW = ("exp_avg", "exp_avg_sq")
+SGD = ("momentum_buffer",)
+"""The moments that an optimiser keeps of every parameter, by torch's names for them."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Checkpoint:
     Attributes:
         step: global steps done; also AdamW's step count.
         facts: what else the JSON says (epoch, samples seen, world size, config).
-        tensors: ``weight/NAME``, ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` for every parameter, float32 on the CPU.
+        tensors: ``weight/NAME`` and ``MOMENT/NAME`` for every parameter, ``buffer/NAME`` for what else a network keeps; float32 on the CPU.
     """
 
     step: int
@@ -82,8 +86,11 @@ class Checkpoints:
         return None
 
     def load(self, step: int) -> Checkpoint:
-        """One checkpoint. Raises CheckpointError or NotFound when it is not whole."""
+        """One checkpoint; of its parts only that they are there. Raises CheckpointError or NotFound when it is not whole."""
         content = self.describe(step)
+        for part in content.get("parts", ()):
+            if self._store.size(part["file"]) != part["bytes"]:
+                raise CheckpointError(f"{self._store.url}/{part['file']} is cut short")
         data = self._store.get(content["file"])
         where = f"{self._store.url}/{content['file']}"
         if len(data) != content["bytes"] or sha256_hex(data) != content["sha256"]:
@@ -122,8 +129,8 @@ class Checkpoints:
         except (CheckpointError, NotFound):
             self._store.put(key, data)  # and its data is gone or damaged, so ours takes its place
             return
-        if winner.facts["file"] != content["file"]:
-            self._store.delete(content["file"])
+        for file in files_of(content) - files_of(winner.facts):
+            self._store.delete(file)
 
     def _prune(self, newest: int) -> None:
         """Remove all but the newest checkpoints up to the one just published, which is known to be whole; what lies beyond it may be
@@ -139,40 +146,53 @@ class Checkpoints:
                 self._store.delete(stored.key)
 
 
+def files_of(content: Mapping[str, Any]) -> set[str]:
+    """The keys of all data that a checkpoint's JSON names."""
+    return {content["file"], *(part["file"] for part in content.get("parts", ()))}
+
+
 def capture(engine: Any) -> dict[str, Tensor]:
-    """Gather a DeepSpeed engine's fp32 parameters and AdamW moments, one parameter at a time. Every rank must call it.
+    """Gather a DeepSpeed engine's fp32 parameters and their moments, one parameter at a time. Every rank must call it.
 
     Returns:
-        Checkpoint.tensors on rank 0, nothing elsewhere.
+        Checkpoint.tensors on rank 0, nothing elsewhere. Buffers (the running statistics of batch norms) are the mean over the ranks,
+        each of which has seen its share of the batches.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    tensors: dict[str, Tensor] = {}
+    tensors, moments = dict[str, Tensor](), _moments(engine)
     for name, parameter in _trained(engine.module):
         if engine.zero_optimization_stage():
-            full = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS)]
+            full = [safe_get_full_fp32_param(parameter), *(safe_get_full_optimizer_state(parameter, moment) for moment in moments)]
         else:
-            full = [parameter.detach(), *(engine.basic_optimizer.state[parameter][moment] for moment in MOMENTS)]
+            full = [parameter.detach(), *(engine.basic_optimizer.state[parameter][moment] for moment in moments)]
         if engine.global_rank == 0:
-            parts = zip(("weight", *MOMENTS), full, strict=True)
+            parts = zip(("weight", *moments), full, strict=True)
             tensors.update({f"{part}/{name}": tensor.detach().to("cpu", torch.float32, copy=True) for part, tensor in parts})
+    for name, buffer in _buffers(engine.module):
+        mean = buffer.detach().float().clone()
+        dist.all_reduce(mean)
+        if engine.global_rank == 0:
+            tensors[f"buffer/{name}"] = mean.cpu() / dist.get_world_size()
     return tensors
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's parameters into a model that DeepSpeed does not hold yet.
+    """Put a checkpoint's parameters and buffers into a model that DeepSpeed does not hold yet.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
-    expected = {name: tuple(parameter.shape) for name, parameter in _trained(model)}
-    found = {name.removeprefix("weight/"): tuple(t.shape) for name, t in checkpoint.tensors.items() if name.startswith("weight/")}
+    kept = {f"weight/{name}": parameter for name, parameter in _trained(model)} | {f"buffer/{name}": b for name, b in _buffers(model)}
+    expected = {name: tuple(tensor.shape) for name, tensor in kept.items()}
+    found = {name: tuple(t.shape) for name, t in checkpoint.tensors.items() if name.startswith(("weight/", "buffer/"))}
     if expected != found:
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise CheckpointError(f"checkpoint {checkpoint.step} is of another model: it differs in {', '.join(different[:3])}")
+        names = ", ".join(name.partition("/")[2] for name in different[:3])
+        raise CheckpointError(f"checkpoint {checkpoint.step} is of another model: it differs in {names}")
     with torch.no_grad():
-        for name, parameter in _trained(model):
-            parameter.copy_(checkpoint.tensors[f"weight/{name}"])
+        for name, tensor in kept.items():
+            tensor.copy_(checkpoint.tensors[name])
 
 
 def load_optimizer(engine: Any, checkpoint: Checkpoint | None) -> None:
@@ -183,7 +203,7 @@ def load_optimizer(engine: Any, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         return
     for name, parameter in _trained(engine.module):
-        full = {moment: checkpoint.tensors[f"{moment}/{name}"].to(engine.device) for moment in MOMENTS}
+        full = {moment: checkpoint.tensors[f"{moment}/{name}"].to(engine.device) for moment in _moments(engine)}
         if not engine.zero_optimization_stage():
             for moment, value in full.items():
                 engine.basic_optimizer.state[parameter][moment].copy_(value)
@@ -198,7 +218,7 @@ def _set_partitions(parameter: Any, full: Mapping[str, Tensor]) -> None:
 
     for part, value in full.items():
         if hasattr(parameter, "ds_tensor"):  # ZeRO 3, whose safe_set_full_* fail where the ranks do not divide the parameter
-            size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank(parameter.ds_process_group)
+            size, rank = parameter.ds_tensor.numel(), dist.get_rank(parameter.ds_process_group)
             mine = value.flatten()[size * rank : size * (rank + 1)]
             value, setters = (
                 nn.functional.pad(mine, (0, size - len(mine))),
@@ -213,21 +233,31 @@ def _set_partitions(parameter: Any, full: Mapping[str, Tensor]) -> None:
 
 
 def _create_moments(engine: Any, step: int) -> None:
-    """Make the moments that AdamW would make at its first step, and set the step count of its bias correction."""
-    optimizer = engine.basic_optimizer
+    """Make the moments that the optimiser would make at its first step, and set the step count of AdamW's bias correction."""
+    optimizer, moments = engine.basic_optimizer, _moments(engine)
     for flat in _flat_parameters(engine):
-        zeros = {moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS}
-        optimizer.state[flat] = {"step": torch.tensor(float(step)), **zeros}
+        count = {"step": torch.tensor(float(step))} if moments == ADAMW else {}  # one each: AdamW counts in place
+        optimizer.state[flat] = {**count, **{moment: torch.zeros_like(flat, requires_grad=False) for moment in moments}}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1, 2: DeepSpeed does it after the first step
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _flat_parameters(engine: Any) -> list[Tensor]:
-    """The tensors that the AdamW inside the engine steps: this rank's fp32 partitions, or the parameters themselves at stage 0."""
+    """The tensors that the optimiser inside the engine steps: this rank's fp32 partitions, or the parameters themselves at stage 0."""
     for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat"):
         if hasattr(engine.optimizer, name):
             return list(getattr(engine.optimizer, name))
     return [parameter for _, parameter in _trained(engine.module)]
+
+
+def _moments(engine: Any) -> tuple[str, ...]:
+    return SGD if isinstance(engine.basic_optimizer, torch.optim.SGD) else ADAMW
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floats that a network keeps beside its parameters; a batch norm's count of batches changes nothing."""
+    kept = model.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept and buffer.is_floating_point())
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

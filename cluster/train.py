@@ -1,4 +1,4 @@
-"""Distributed training of FaceMAE: Ray Train places the workers, DeepSpeed runs the step (cluster/train_worker.py), the store keeps it.
+"""Distributed training: Ray Train places the workers, DeepSpeed runs the step (cluster/trainer.py), the store keeps it.
 
     <run>/checkpoints/    see cluster/checkpoint.py
     <run>/keys/           which samples every step consumed, see cluster/key_log.py
@@ -72,11 +72,11 @@ def train(job: TrainJob) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT; there is a checkpoint to go on from.
     """
     store = open_store(job.output)
-    finished = _finished(store, job)
+    finished = finished_run(store, job)
     if finished is not None:
         return finished
     require_conditional_put(store)
-    _require_own_checkpoints(store, job)
+    require_own_checkpoints(store, job)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     _tell_of_missing_resources(job)
@@ -92,7 +92,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         ray.kill(board)
     if failure:
         raise TrainError(failure)
-    finished = _finished(store, job)
+    finished = finished_run(store, job)
     if finished is None:  # the workers ended as they were asked to
         raise Interrupted(f"stopped at step {progress.get('step')} of {job.steps}; run the same command to go on")
     return finished
@@ -163,12 +163,12 @@ def _fit(job: TrainJob, board: Any) -> None:
 
 def _work(config: Mapping[str, Any]) -> None:
     """What Ray Train runs in each worker."""
-    from cluster.train_worker import work
+    from cluster.trainer import work
 
     work(config["job"], config["board"])
 
 
-def _finished(store: Store, job: TrainJob) -> dict[str, Any] | None:
+def finished_run(store: Store, job: TrainJob) -> dict[str, Any] | None:
     """The run.json of this very training, or None. Raises TrainError when it is of another."""
     try:
         content = json.loads(store.get("run.json"))
@@ -178,7 +178,8 @@ def _finished(store: Store, job: TrainJob) -> dict[str, Any] | None:
     return content
 
 
-def _require_own_checkpoints(store: Store, job: TrainJob) -> None:
+def require_own_checkpoints(store: Store, job: TrainJob) -> None:
+    """Raise TrainError where the newest whole checkpoint at the output is of other settings."""
     from cluster.checkpoint import CheckpointError, Checkpoints
 
     checkpoints = Checkpoints(store)
@@ -204,7 +205,7 @@ def _show(board: Any, job: TrainJob, stop: threading.Event, group: Future[None])
     """A progress line on the driver's terminal until the group has ended; brings a stop to the workers. Returns the last progress."""
     progress: dict[str, Any] = {}
     interval = 0.5 if sys.stderr.isatty() else 5.0
-    with tqdm(desc="train", total=job.plan.samples_before(job.steps), unit=" images", mininterval=interval, file=sys.stderr) as bar:
+    with tqdm(desc=job.label, total=job.plan.samples_before(job.steps), unit=" images", mininterval=interval, file=sys.stderr) as bar:
         running, told, begun = True, False, False
         while running:
             running = not wait([group], 0.3).done

@@ -1,4 +1,4 @@
-"""What a training is: recipe, options, DeepSpeed configuration, and the job that the driver hands to its workers.
+"""What a training is: options, DeepSpeed configuration, and the job that the driver hands to its workers; FaceMAE's recipe and job.
 
 This module stays light (no torch), for the sake of the small processes that import it.
 """
@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cluster.dataset import Dataset
 from cluster.order import Plan, read_counts
@@ -90,7 +90,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the driver hands to every worker.
+    """What the driver hands to every worker, whatever is trained.
 
     Attributes:
         data, output: URLs, absolute.
@@ -99,18 +99,30 @@ class TrainJob:
         config: what decides the trained weights, flat and JSON-able; a run is continued only with the same. Precision, ZeRO stage and
             number of workers are left out: a run may move to another machine.
         deepspeed: the merged DeepSpeed configuration.
+        parent: the data set: url, fingerprint, samples.
     """
 
+    trainer: ClassVar[str]
+    """module:class of the ``cluster.trainer.Trainer`` that runs it."""
+    label: ClassVar[str]
+    """What the progress line calls it."""
     data: str
     output: str
     plan: Plan
     steps: int
-    recipe: Recipe
     options: TrainOptions
-    recognizer: OnnxRecognizer | None
     config: Mapping[str, Any]
     deepspeed: Mapping[str, Any]
     parent: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FaceMaeJob(TrainJob):
+    """A training of FaceMAE: its recipe, and the recogniser inside its loss, None where no term needs one."""
+
+    trainer, label = "cluster.train_worker:FaceMaeTrainer", "train"
+    recipe: Recipe
+    recognizer: OnnxRecognizer | None
 
 
 def merge_deepspeed(user: Mapping[str, Any] | None, *, batch_size: int, world_size: int, use_gpu: bool) -> dict[str, Any]:
@@ -145,8 +157,8 @@ def merge_deepspeed(user: Mapping[str, Any] | None, *, batch_size: int, world_si
     return {**config, **expected, "zero_force_ds_cpu_optimizer": False, "steps_per_print": sys.maxsize}
 
 
-def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: OnnxRecognizer | None, options: TrainOptions) -> TrainJob:
-    """Everything a training needs, worked out once on the driver.
+def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: OnnxRecognizer | None, options: TrainOptions) -> FaceMaeJob:
+    """Everything a training of FaceMAE needs, worked out once on the driver.
 
     Args:
         recognizer: the loss's; None where no term needs one.
@@ -154,11 +166,10 @@ def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: OnnxRe
     Raises:
         TrainError, OrderError, StoreError: what cannot be trained so, before any worker starts.
     """
-    content = data.description()
     plan = Plan(read_counts(data), recipe.batch_size, recipe.images_per_identity, recipe.lanes, recipe.seed)
     plan.lanes_of(0, options.num_workers)
     deepspeed = merge_deepspeed(options.deepspeed, batch_size=recipe.batch_size, world_size=options.num_workers, use_gpu=options.use_gpu)
-    parent = {"url": data.url, "fingerprint": content["lineage"]["fingerprint"], "samples": content["samples"]}
+    parent = lineage(data)
     config = {
         **{name: value for name, value in vars(recipe).items() if name != "loss"},
         **{f"loss.{name}": value for name, value in asdict(recipe.loss).items()},
@@ -166,6 +177,17 @@ def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: OnnxRe
         "recognizer": recognizer.describe()["sha256"] if recognizer else None,
         "gradient_clipping": deepspeed.get("gradient_clipping", 0.0),
     }
-    steps = max(1, math.ceil(recipe.samples / plan.num_samples * plan.steps_per_epoch))
     config = json.loads(json.dumps(config))
-    return TrainJob(data.url, open_store(output).url, plan, steps, recipe, options, recognizer, config, deepspeed, parent)
+    steps = steps_for(plan, recipe.samples)
+    return FaceMaeJob(data.url, open_store(output).url, plan, steps, options, config, deepspeed, parent, recipe, recognizer)
+
+
+def lineage(data: Dataset) -> dict[str, Any]:
+    """What a run says of its data set."""
+    content = data.description()
+    return {"url": data.url, "fingerprint": content["lineage"]["fingerprint"], "samples": content["samples"]}
+
+
+def steps_for(plan: Plan, samples: int) -> int:
+    """Global steps that see at least about this many samples."""
+    return max(1, math.ceil(samples / plan.num_samples * plan.steps_per_epoch))

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.checkpoint import CheckpointError, Checkpoints
+from cluster.centers import check_parts
+from cluster.checkpoint import CheckpointError, Checkpoints, files_of
 from cluster.key_log import KeyLogCheck, check_key_log
 from cluster.shard import sha256_hex
 from cluster.store import NotFound, Store, StoreError, open_store
@@ -100,8 +101,9 @@ def _check_checkpoints(store: Store, found: TrainingVerification) -> dict[str, A
     named = set[str]()
     for step in checkpoints.steps():
         try:
-            named.add(checkpoints.describe(step)["file"])
+            named |= files_of(checkpoints.describe(step))
             facts = dict(checkpoints.load(step).facts)
+            check_parts(store, facts.get("parts", ()))
             found.checkpoints.append(step)
         except (CheckpointError, NotFound) as error:
             found.problems.append(f"checkpoint {step}: {error}")

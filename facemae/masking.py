@@ -47,11 +47,25 @@ def random_mask(keys: Sequence[str], num_patches: int, mask_ratio: float, seed: 
         ValueError: see `count_visible`.
     """
     num_visible = count_visible(num_patches, mask_ratio)
-    starts = np.array([_hash_key(key, seed) for key in keys], dtype=np.uint64).reshape(-1, 1)
-    steps = np.arange(1, num_patches + 1, dtype=np.uint64) * GOLDEN_RATIO
-    scores = _mix(starts + steps)
+    scores = random_bits(keys, num_patches, seed)
     visible = np.argpartition(scores, num_visible - 1, axis=1)[:, :num_visible]
     return np.sort(visible, axis=1).astype(np.int64)
+
+
+def random_bits(keys: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """Random numbers that are a function of the seed and each key alone.
+
+    Args:
+        keys: N sample keys.
+        count: numbers for each key; more of them leave the first ones as they are.
+        seed: any integer.
+
+    Returns:
+        uint64 (N, count), no two the same in a row.
+    """
+    starts = np.array([_hash_key(key, seed) for key in keys], dtype=np.uint64).reshape(-1, 1)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN_RATIO
+    return _mix(starts + steps)
 
 
 def _hash_key(key: str, seed: int) -> int:

@@ -8,23 +8,17 @@ pixels), and hidden patches are dropped before the first layer, so that no hidde
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from timm.layers import LayerNorm, build_sincos2d_pos_embed
 from timm.models import register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+from facemae.weights import CONFIG_FILE, WEIGHTS_FILE, check_sha256, load_weights, read_config, save_weights
 
 
 @dataclass(frozen=True)
@@ -152,19 +146,9 @@ class MaskedAutoencoder(nn.Module):
         Returns:
             The sha256 of model.safetensors, in hex.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in self.state_dict().items()}
-        weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-        save_file(tensors, weights.with_suffix(".tmp"))
-        sha256 = _sha256(weights.with_suffix(".tmp"))
         sizes = dataclasses.asdict(self.architecture)
-        facts = {"architecture": sizes.pop("name"), **sizes, "sha256": sha256}
-        config.with_suffix(".tmp").write_text(json.dumps(facts, indent=2) + "\n")
-        os.replace(weights.with_suffix(".tmp"), weights)
-        os.replace(config.with_suffix(".tmp"), config)
-        self.weights_sha256 = sha256
-        return sha256
+        self.weights_sha256 = save_weights(Path(folder), self, {"architecture": sizes.pop("name"), **sizes})
+        return self.weights_sha256
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, expected_sha256: str | None = None) -> MaskedAutoencoder:
@@ -179,16 +163,10 @@ class MaskedAutoencoder(nn.Module):
             ValueError: config.json is not ours, a sha256 differs, or the weights belong to another architecture.
         """
         folder = Path(folder)
-        architecture, recorded = _read_config(folder)
-        actual = _sha256(folder / WEIGHTS_FILE)
-        for source, wanted in ((CONFIG_FILE, recorded), ("the caller", expected_sha256)):
-            if wanted is not None and wanted != actual:
-                raise ValueError(
-                    f"{folder / WEIGHTS_FILE} has sha256 {actual}, but {source} expects {wanted}: "
-                    "the weights are damaged or not the ones meant; copy the whole folder again"
-                )
+        architecture, recorded = _read_architecture(folder)
+        actual = check_sha256(folder / WEIGHTS_FILE, {CONFIG_FILE: recorded, "the caller": expected_sha256})
         model = cls(architecture)
-        model.load_state_dict(_read_weights(folder, model))
+        load_weights(folder, model, architecture.name)
         model.weights_sha256 = actual
         return model.eval()
 
@@ -215,41 +193,14 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-def _read_config(folder: Path) -> tuple[Architecture, str]:
-    for path in (folder / CONFIG_FILE, folder / WEIGHTS_FILE):
-        if not path.is_file():
-            reason = "holds no " + path.name if folder.is_dir() else "is not a folder"
-            raise FileNotFoundError(f"{folder} {reason}: give a weights folder written by save_pretrained")
+def _read_architecture(folder: Path) -> tuple[Architecture, str]:
+    """What config.json says: the architecture and the sha256 of the weights."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_config(folder, "save_pretrained")
         sha256 = config.pop("sha256")
         return Architecture(name=config.pop("architecture"), **config), sha256
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} does not describe a masked autoencoder: {error!r}") from error
-
-
-def _read_weights(folder: Path, model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """Reads the tensors and compares names and shapes with the model's, to name the first that differs."""
-    path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        wanted = tuple(expected[name].shape) if name in expected else "absent"
-        found = tuple(tensors[name].shape) if name in tensors else "absent"
-        if wanted != found:
-            raise ValueError(
-                f"{path} holds weights of another architecture than {model.architecture.name} in {CONFIG_FILE}: "
-                f"tensor {name} is {found}, expected {wanted}"
-            )
-    return tensors
 
 
 # dim, depth, heads of the encoder, then of the decoder: MAE's base and large, and two smaller ones of our own

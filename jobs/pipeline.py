@@ -94,7 +94,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     steps: list[tuple[str, Any, Config]] = [
         job(ingest, ingest.IngestConfig, config.training, "training", output=training, **ray),
         *(
-            job(pretrain, pretrain.PretrainConfig, section, f"pretrain {name}", data=training, output=_recognizer(config, name))
+            job(pretrain, pretrain.PretrainConfig, section, f"pretrain {name}", data=training, output=_run_of(config, name), **ray)
             for name, section in config.pretrain.items()
         ),
         job(embed, embed.EmbedConfig, {}, "embed", input=training, recognizer=inside, **ray),
@@ -111,7 +111,12 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
 
 def _recognizer(config: PipelineConfig, name: str) -> str:
     """The ONNX file behind a name of the pretrain section, or the file itself."""
-    return str(Path(config.folder) / "recognizers" / f"{name}.onnx") if name in config.pretrain else name
+    return f"{_run_of(config, name)}/weights/recognizer.onnx" if name in config.pretrain else name
+
+
+def _run_of(config: PipelineConfig, name: str) -> str:
+    """Where a recogniser of the pretrain section is trained: in the local folder, since jobs read an ONNX file from a path."""
+    return str(Path(config.folder) / "recognizers" / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

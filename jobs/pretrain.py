@@ -1,88 +1,177 @@
-"""``facemae pretrain``: a small recogniser from a data set, as ONNX."""
+"""``facemae pretrain``: a recogniser on a protected, or an original, data set, by Ray Train, DeepSpeed and Partial FC."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from cluster.dataset import Dataset
-from cluster.stream import Plan, Stream, read_counts
-from facemae.recognizer.compact import CompactNet
-from facemae.recognizer.export import export_onnx
-from facemae.recognizer.margin import CosFace
-from facemae.recognizer.train import fit_recognizer
-from jobs.command import Config, main_of
+from cluster.inputs import require_apart
+from cluster.pretrain_job import PretrainJob, PretrainRecipe, count_classes, plan_pretraining
+from cluster.session import session
+from cluster.shard import sha256_hex
+from cluster.store import join_url, read_url
+from cluster.train import train
+from cluster.train_job import TrainOptions
+from cluster.weights import WEIGHTS_FILE, local_weights
+from facemae.recognizer.augment import AugmentConfig
+from jobs.command import RayConfig, main_of
+from jobs.train import fitting_workers, read_deepspeed, worker_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Config):
-    """Train a compact recogniser (CosFace) on one machine and write it as ONNX with its sidecar file.
+class PretrainConfig(RayConfig):
+    """Pretrain a face recogniser on the people of a data set, protected or not, straight from its shards.
 
-    Reads: a data set. Writes: OUTPUT (FILE.onnx) and FILE.json beside it. Networks of another --block and --width make errors of their
-    own, so that one can serve the relation loss and another, independent one attack.
-    Next: facemae embed, facemae train.
+    Reads: a data set made by ingest or protect.
+    Writes: OUTPUT/weights (recognizer.onnx with recognizer.json beside it, and the same as safetensors), run.json, checkpoints and
+    TensorBoard files. A run that was stopped goes on where it was, in mid-epoch, on the same or another number of workers.
+    Next: facemae evaluate; or facemae embed, train, leakage with the ONNX file.
     """
 
     data: str
     """Root of the data set."""
     output: str
-    """FILE.onnx."""
-    block: Literal["plain", "residual", "separable"] = "residual"
-    """What the network's stages are made of."""
-    width: int = 32
-    """Channels after the first stage, an even number."""
-    dim: int = 128
+    """Root of the run: a folder or s3://bucket/prefix."""
+    backbone: str = "iresnet50"
+    """iresnet18, 34, 50 or 100, mobilefacenet, compact[-plain|residual|separable][-WIDTH] for two CPU cores, or timm/NAME."""
+    dim: int = 512
     """Length of an embedding."""
-    steps: int = 600
-    """Training steps."""
+    init: str | None = None
+    """Start from these weights instead of random ones: a pretraining run, its weights folder, or FILE.onnx (a path on every worker)."""
+    margin: Literal["cosface", "arcface", "adaface"] = "cosface"
+    """Margin of the loss."""
+    margin_value: float | None = None
+    """How large; None: 0.4 for cosface and adaface, 0.5 for arcface. Small networks that see few people want less."""
+    scale: float = 64.0
+    """Factor on the cosines; small networks want less."""
+    rate: float = 1.0
+    """Partial FC: the share of the other people that a step looks at. 1 is the full softmax; 0.1 to 0.3 for a million people."""
+    num_classes: int | None = None
+    """The number of people, to be checked against the labels; None takes what is there."""
+    flip: bool = True
+    """Mirror pictures with probability 1/2."""
+    crop: float = 0.0
+    """Largest share of a side that a random crop cuts off."""
+    erase: float = 0.0
+    """Probability of erasing a random rectangle."""
+    color: float = 0.0
+    """Largest change of brightness, contrast and saturation."""
     batch_size: int = 128
-    """Images a step."""
+    """Images of a global batch, over all workers: a multiple of lanes."""
+    epochs: float = 20.0
+    """Passes over the data."""
+    samples: int | None = None
+    """Images to see in all, in place of epochs; rounded up to whole steps."""
     lr: float = 0.1
-    """Highest learning rate."""
+    """Highest learning rate of SGD: 0.1 at a batch of 1024 for large networks, at 128 for compact ones."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """Of SGD, on backbone and centres."""
+    warmup: float = 0.05
+    """Share of training over which the learning rate rises."""
     seed: int = 0
-    """Of the network's start, the order and the flips."""
-    threads: int = 1
-    """CPU threads."""
-    device: str = "cpu"
-    """cpu or cuda."""
+    """Of the network's start, the order, the augmentation and the choice of negatives."""
+    lanes: int = 4
+    """Streams of an epoch; the number of workers must divide it."""
+    deepspeed: str | None = None
+    """DeepSpeed JSON; by default ZeRO 1, gradients clipped at 5, autocast to bfloat16 on GPUs."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; a killed run loses the steps since the last one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep."""
+    log_every: int = 10
+    """Steps between metrics."""
+    log_keys: bool = True
+    """Write down in OUTPUT/keys which images every step saw, by key, for facemae verify."""
+    max_failures: int = 3
+    """Restarts after a dead worker before training is given up."""
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
-    """Train and export; an ONNX file that is already there is kept, so that a pipeline can go on."""
-    output = Path(config.output)
-    if output.exists():
-        print(f"{output} is already there: kept")
-        return {"output": str(output)}
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    dataset = Dataset(config.data)
-    num_classes = 1 + max(manifest.identities.last for manifest in dataset.manifests())
-    net = CompactNet(config.dim, config.width, config.block)
-    plan = Plan(read_counts(dataset), config.batch_size, images_per_identity=2, lanes=min(4, config.batch_size // 2), seed=config.seed)
-    stream = Stream(dataset, plan)
-    batches = ((np.asarray(batch.images), np.asarray(batch.identities)) for batch in stream.batches(0, config.steps))
-    with tqdm(total=config.steps, desc=f"pretrain ({output.stem})", unit=" steps", mininterval=0.5 if sys.stderr.isatty() else 5) as bar:
+    """Train, and return the summary that is printed."""
+    started = time.perf_counter()
+    with session(config.address):
+        job = prepare(config)
+        recipe, seen = job.recipe, job.plan.samples_before(job.steps)
+        print(
+            f"{job.plan.num_samples} images of {recipe.num_classes} people, {job.plan.steps_per_epoch} steps an epoch, {job.steps} in all "
+            f"= {seen} images seen; {recipe.backbone}, {recipe.margin}, {job.options.num_workers} workers; writing {job.output}"
+        )
+        result = train(job)
+    return _summary(job, result, time.perf_counter() - started)
 
-        def show(step: int, loss: float, _lr: float) -> None:
-            bar.set_postfix_str(f"loss {loss:.2f}", refresh=False)
-            bar.update()
 
-        # a softer margin than large networks take: these see each person a few dozen times
-        head = CosFace(config.dim, num_classes, scale=32.0, margin=0.2, seed=config.seed)
-        fit = partial(fit_recognizer, lr=config.lr, warmup=config.steps // 8, seed=config.seed, device=config.device, on_step=show)
-        fit(net, batches, num_classes, config.steps, head=head)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(net.cpu(), output)
-    print(f"written: {output} and {output.with_suffix('.json')}\nnext:    facemae embed --input {config.data} --recognizer {output}")
-    return {"output": str(output)}
+def prepare(config: PretrainConfig) -> PretrainJob:
+    """Everything that can be checked before a worker starts. Ray must be connected where ``num_workers`` is 0."""
+    require_apart(config.data, config.output)
+    data = Dataset(config.data)
+    samples = config.samples or round(config.epochs * int(data.description()["samples"]))
+    if samples < 1:
+        raise ValueError(f"--epochs {config.epochs} of this data set is less than one image")
+    same = ("margin", "margin_value", "scale", "rate", "batch_size", "lanes", "lr", "momentum", "weight_decay", "warmup", "seed")
+    recipe = PretrainRecipe(
+        **_start(config),
+        augment=AugmentConfig(flip=config.flip, crop=config.crop, erase=config.erase, color=config.color),
+        num_classes=count_classes(data, config.num_classes),
+        samples=samples,
+        **{name: getattr(config, name) for name in same},
+    )
+    _check(recipe)
+    return plan_pretraining(data, config.output, recipe, _options(config))
+
+
+def _start(config: PretrainConfig) -> dict[str, Any]:
+    """The backbone: its name and length, and where its first weights come from."""
+    if config.init is None:
+        return {"backbone": config.backbone, "dim": config.dim}
+    from facemae.recognizer.pretrained import load_backbone
+
+    if config.init.endswith(".onnx"):
+        net, digest = load_backbone(config.init), sha256_hex(read_url(config.init))
+    else:
+        with local_weights(config.init) as folder:
+            net, digest = load_backbone(folder), sha256_hex((folder / WEIGHTS_FILE).read_bytes())
+    return {"backbone": net.name, "dim": net.dim, "init": config.init, "init_sha256": digest}
+
+
+def _check(recipe: PretrainRecipe) -> None:
+    """Build on the driver what workers would fail to build; weights are not drawn."""
+    import torch
+
+    from facemae.recognizer.backbone import create_backbone
+    from facemae.recognizer.margin import create_margin
+
+    create_margin(recipe.margin, margin=recipe.margin_value, scale=recipe.scale)
+    if not 0 < recipe.rate <= 1:
+        raise ValueError(f"--rate {recipe.rate}: give a share above 0, up to 1")
+    if recipe.init is None:
+        with torch.device("meta"):
+            create_backbone(recipe.backbone, recipe.dim)
+
+
+def _options(config: PretrainConfig) -> TrainOptions:
+    same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "log_every", "log_keys", "max_failures")
+    return TrainOptions(
+        num_workers=config.num_workers or fitting_workers(config, config.lanes),
+        use_gpu=worker_gpu(config),
+        deepspeed=read_deepspeed(config.deepspeed) if config.deepspeed else None,
+        grid_every=0,
+        **{name: getattr(config, name) for name in same},
+    )
+
+
+def _summary(job: PretrainJob, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Print what was trained, where it is, and what to run next."""
+    onnx = join_url(job.output, result["recognizer"]["file"])
+    print(f"{result['samples']} images in {result['steps']} steps; loss {result['metrics']['loss']:.4g}")
+    print(f"written: {onnx}\nnext:    facemae evaluate --recognizer {onnx} --pairs PAIRS.txt --images FACES --output scores")
+    keys = ("steps", "samples", "epochs", "metrics", "weights", "recognizer")
+    return {"url": job.output, "onnx": onnx, **{key: result[key] for key in keys}, "seconds": seconds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

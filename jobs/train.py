@@ -152,28 +152,33 @@ def _recognizer(config: TrainConfig, data: Dataset) -> OnnxRecognizer:
 
 def _options(config: TrainConfig) -> TrainOptions:
     """Where it runs. Ray must be connected."""
-    if config.gpus_per_worker not in (0, 1):
-        raise ValueError(f"--gpus-per-worker {config.gpus_per_worker}: a training worker has one GPU or none")
-    use_gpu = config.gpus_per_worker == 1
     same = ("cpus_per_worker", "checkpoint_every", "keep_checkpoints", "grid_every", "log_every", "log_keys", "max_failures")
     return TrainOptions(
-        num_workers=config.num_workers or _fitting_workers(config),
-        use_gpu=use_gpu,
-        deepspeed=_deepspeed(config.deepspeed) if config.deepspeed else None,
+        num_workers=config.num_workers or fitting_workers(config, config.lanes),
+        use_gpu=worker_gpu(config),
+        deepspeed=read_deepspeed(config.deepspeed) if config.deepspeed else None,
         **{name: getattr(config, name) for name in same},
     )
 
 
-def _fitting_workers(config: TrainConfig) -> int:
-    """The most workers that the cluster holds and that divide the lanes."""
+def worker_gpu(config: RayConfig) -> bool:
+    """Whether a training worker has its GPU. Raises ValueError for a share of one."""
+    if config.gpus_per_worker not in (0, 1):
+        raise ValueError(f"--gpus-per-worker {config.gpus_per_worker}: a training worker has one GPU or none")
+    return config.gpus_per_worker == 1
+
+
+def fitting_workers(config: RayConfig, lanes: int) -> int:
+    """The most workers that the cluster holds and that divide the lanes. Ray must be connected."""
     resources = ray.cluster_resources()
     fits = int(resources.get("CPU", 0) / max(config.cpus_per_worker, 1))
     if config.gpus_per_worker:
         fits = min(fits, int(resources.get("GPU", 0)))
-    return max((n for n in range(1, config.lanes + 1) if config.lanes % n == 0 and n <= fits), default=1)
+    return max((n for n in range(1, lanes + 1) if lanes % n == 0 and n <= fits), default=1)
 
 
-def _deepspeed(path: str) -> Mapping[str, Any]:
+def read_deepspeed(path: str) -> Mapping[str, Any]:
+    """A DeepSpeed JSON, local or s3://. Raises ValueError where it is none."""
     try:
         content = json.loads(read_url(path))
     except ValueError as error:

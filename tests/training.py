@@ -21,7 +21,7 @@ from cluster.processor import Unit
 from cluster.shard import Sample, ShardWriter
 from cluster.store import open_store
 from cluster.stream import Stream
-from cluster.train_job import Recipe, TrainJob, TrainOptions, plan_training
+from cluster.train_job import FaceMaeJob, Recipe, TrainOptions, plan_training
 from facemae.model import MaskedAutoencoder
 from facemae.recognizer.compact import CompactNet
 from facemae.recognizer.export import export_onnx
@@ -54,7 +54,7 @@ def write_training_set(root: Path, embedded: bool = True) -> Dataset:
     return dataset
 
 
-def plan(folder: Path, output: str, workers: int, stage: int, recipe: Mapping[str, Any] | None = None, **options: Any) -> TrainJob:
+def plan(folder: Path, output: str, workers: int, stage: int, recipe: Mapping[str, Any] | None = None, **options: Any) -> FaceMaeJob:
     """8 steps, of which 4 are an epoch, or more where the recipe says more samples than 120."""
     values: dict[str, Any] = {"batch_size": 16, "images_per_identity": 2, "samples": 120, "lr": 1e-2, **(recipe or {})}
     deepspeed = {"zero_optimization": {"stage": stage}, "gradient_clipping": 1.0}
@@ -94,7 +94,7 @@ def initial(name: str = "facemae_tiny_patch16_112") -> MaskedAutoencoder:
     return model
 
 
-def reference(job: TrainJob) -> tuple[dict[int, float], dict[str, torch.Tensor]]:
+def reference(job: FaceMaeJob) -> tuple[dict[int, float], dict[str, torch.Tensor]]:
     """The same training, undisturbed, in one process and plain torch: the loss by step, and the weights."""
     assert job.recognizer is not None
     model, loss = initial(), ReconstructionLoss(job.recipe.loss, job.recognizer.differentiable())

@@ -67,6 +67,8 @@ def convert_graph(model: bytes, layers: Sequence[str], source: str) -> fx.GraphM
     from onnx2torch import convert
     from onnx2torch.onnx_graph import OnnxGraph
 
+    from facemae.recognizer import operators  # noqa: F401  (teaches onnx2torch what it lacks)
+
     graph = _simplify(onnx.load_model_from_string(model))
     # fx calls a node by onnx2torch's name for it; users know the graph's own names.
     value_of_node = {name: node.output_values[0] for name, node in OnnxGraph(graph.graph).nodes.items()}
@@ -76,7 +78,7 @@ def convert_graph(model: bytes, layers: Sequence[str], source: str) -> fx.GraphM
     except Exception as error:  # whatever an operator raises that onnx2torch does not know, or half knows
         raise ValueError(
             f"{source}: onnx2torch cannot convert this graph ({type(error).__name__}: {error}), so it can embed but "
-            "not sit inside a loss. Give another recogniser for the loss and keep this one for measuring"
+            "gives no gradients. Give another recogniser for the loss or to train on, and keep this one for measuring"
         ) from error
     unknown = [layer for layer in layers if layer not in features]
     if unknown:

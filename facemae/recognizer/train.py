@@ -45,7 +45,7 @@ def fit_recognizer(
         weight_decay: of SGD, on network and head.
         clip_norm: largest norm of the gradient.
         flip: mirror each picture with probability 1/2.
-        head: the margin head; CosFace(net.dim, num_classes) with scale 64 and margin 0.4 by default.
+        head: the margin head; CosFace with scale 64 and margin 0.4 by default.
         seed: of the flips and of the default head. The network's own start is the caller's.
         device: where to train.
         on_step: called after each step with (step from 0, loss, learning rate).
@@ -60,14 +60,15 @@ def fit_recognizer(
     net.to(device).train()
     if device.type == "cpu":  # convolutions run up to twice as fast with the channels innermost
         net.to(memory_format=torch.channels_last)
-    head = (head or CosFace(int(net.dim), num_classes, seed=seed)).to(device)  # type: ignore[arg-type]
+    head = head or MarginHead(int(net.dim), num_classes, CosFace(), seed)  # type: ignore[arg-type]
+    head.to(device).train()
     parameters = [*net.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     source = iter(batches)
     for step in range(steps):
         pictures, classes = _next_batch(source, step, steps, num_classes)
-        rate = lr * min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) ** 2
+        rate = polynomial_rate(step, steps, lr, warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         labels = torch.from_numpy(classes).to(device)
@@ -82,6 +83,18 @@ def fit_recognizer(
             on_step(step, float(loss.detach()), rate)
     net.eval()
     return head
+
+
+def polynomial_rate(step: int, steps: int, lr: float, warmup: int = 0) -> float:
+    """The learning rate of arcface_torch's recipe: a linear rise over the first `warmup` steps times (1 - step / steps)^2.
+
+    Args:
+        step: from 0 to steps - 1.
+        steps: of the whole training.
+        lr: the highest rate.
+        warmup: steps of the rise.
+    """
+    return lr * min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps) ** 2
 
 
 def _next_batch(source: Iterator[tuple[np.ndarray, np.ndarray]], step: int, steps: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ CONTENT = {
     "training": {"source": "synthetic:ids=12,images=8,seed=1", "shard_size": 48},
     "original": {"source": "synthetic:ids=10,images=6,seed=2", "shard_size": 30},
     "pretrain": {
-        "inside": {"steps": 4, "batch_size": 32, "width": 8},
-        "attacker": {"steps": 4, "batch_size": 32, "width": 8, "block": "plain"},
+        "inside": {"backbone": "compact-8", "dim": 128, "samples": 128, "batch_size": 32, "num_workers": 1},
+        "attacker": {"backbone": "compact-plain-8", "dim": 128, "samples": 128, "batch_size": 32, "num_workers": 1},
     },
     "train": {"architecture": "facemae_tiny_patch16_112", "batch_size": 16, "samples": 48, "grid_every": 0, "num_workers": 1},
     "num_workers": 2,

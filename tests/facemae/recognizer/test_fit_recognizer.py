@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from facemae.recognizer.compact import CompactNet
-from facemae.recognizer.margin import ArcFace, CosFace
+from facemae.recognizer.margin import AdaFace, ArcFace, CosFace, MarginHead
 from facemae.recognizer.train import fit_recognizer
 
 NUM_PEOPLE = 40  # the last 10 are never trained on
@@ -58,11 +58,11 @@ def test_training_separates_people_never_seen(block):
         lr=0.1,
         warmup=10,
         flip=False,  # a mirrored person is another one here
-        head=CosFace(32, NUM_PEOPLE - 10, scale=32, margin=0.2),
+        head=MarginHead(32, NUM_PEOPLE - 10, CosFace(margin=0.2, scale=32)),
         on_step=lambda step, loss, rate: losses.append(loss),
     )
     after = verification_auc(net)
-    assert isinstance(head, CosFace)
+    assert isinstance(head.margin, CosFace)
     assert not net.training
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
     assert after > 0.82
@@ -91,11 +91,13 @@ def test_learning_rate_rises_then_falls_to_zero():
     np.testing.assert_allclose([rate for _, _, rate in trace], expected)
 
 
-def test_any_margin_head():
-    head = ArcFace(8, 6)
+@pytest.mark.parametrize("margin", [ArcFace, AdaFace])
+def test_any_margin_head(margin):
+    head = MarginHead(8, 6, margin()).eval()
     before = head.weight.detach().clone()
     assert small_run(head=head)[1] is head
     assert not torch.equal(head.weight, before)
+    assert head.training
 
 
 def test_errors_name_step_and_remedy():

@@ -117,7 +117,7 @@ def read_lfw(text: str, where: str, held: Container[str] = ()) -> PairList:
             yield f"{fields[0]}/{int(fields[1]):04d}.jpg", f"{other}/{int(fields[-1]):04d}.jpg", same, fold
 
     pairs = PairList.of(rows(), where)
-    official = ["{0}/{0}_{1}".format(*name.split("/")) for name in pairs.images]
+    official = [f"{person}/{person}_{number}" for person, _, number in (name.rpartition("/") for name in pairs.images)]
     short = sum(name in held for name in pairs.images) > sum(name in held for name in official)
     return pairs if short else replace(pairs, images=official)
 

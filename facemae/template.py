@@ -52,7 +52,7 @@ class Templates:
         media, some = _means(vectors[self.image[rows]], self.medium[rows], len(self.template))
         pooled, full = _means(media[some], self.template[some], len(self.names))
         found = np.zeros(pooled.shape, np.float32)
-        found[full] = unit_rows(pooled[full], "template embedding")
+        found[full] = unit_rows(pooled[full], "template embeddings")
         return found, full
 
     def numbers(self) -> Mapping[str, int]:

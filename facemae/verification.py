@@ -22,7 +22,7 @@ class VerificationError(ValueError):
     """Pairs, templates or embeddings from which nothing can be measured; the message says what is missing."""
 
 
-def unit_rows(vectors: np.ndarray, what: str = "embedding") -> np.ndarray:
+def unit_rows(vectors: np.ndarray, what: str = "embeddings") -> np.ndarray:
     """Rows divided by their lengths, float32 (N, D).
 
     Raises:
@@ -31,7 +31,7 @@ def unit_rows(vectors: np.ndarray, what: str = "embedding") -> np.ndarray:
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
     if len(bad):
-        raise VerificationError(f"{len(bad)} of {len(vectors)} {what}s are zero or not finite, the first is number {bad[0]}")
+        raise VerificationError(f"{len(bad)} of {len(vectors)} {what} are zero or not finite, the first is number {bad[0]}")
     return (vectors / lengths).astype(np.float32)
 
 

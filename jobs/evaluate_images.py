@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,7 +49,7 @@ class FolderImages(Images):
         listed: the paths that there are.
     """
 
-    def __init__(self, url: str, names: Iterable[str], listed: Mapping[str, int]) -> None:
+    def __init__(self, url: str, names: Sequence[str], listed: Mapping[str, int]) -> None:
         self._url = url
         self.keys = [join_url(url, name) for name in names]
         self._absent = [key for key, name in zip(self.keys, names, strict=True) if listed.get(name, NO_FILE) == NO_FILE]
@@ -142,8 +142,10 @@ def _pictures(sources: Sequence[Images], options: Options, pool: Executor | None
         absent = set(source.absent())
         fresh = [key for key in source.keys if key not in seen and key not in absent]
         seen.update(source.keys)
+        if not fresh:
+            continue
         decoded = partial(_decode, source.reader(), options)
-        for keys, pictures in ahead_map(pool, decoded, chunks(fresh, options.batch_size), options.threads + 1) if fresh else ():
+        for keys, pictures in ahead_map(pool, decoded, chunks(fresh, options.batch_size), options.threads + 1):
             if keys:
                 yield keys, pictures
             bar.update(len(keys))
@@ -172,7 +174,7 @@ def _embed(found: Embedded, rows: np.ndarray, pictures: np.ndarray, recognizers:
         features = recognizer.features(pictures)
         if options.flip:
             features = features + recognizer.features(np.ascontiguousarray(pictures[:, :, ::-1]))
-        found.vectors[number][rows] = unit_rows(features, f"embedding by {recognizer.name}")
+        found.vectors[number][rows] = unit_rows(features, f"embeddings by {recognizer.name}")
         found.seconds[number] += time.perf_counter() - started
     found.present[rows] = True
 

@@ -87,6 +87,8 @@ def _identification(config: EvaluateConfig, roots: Roots) -> Iterator[Protocol]:
     if config.distractors:
         others = roots.listed(config.distractors)
         sources.append(FolderImages(config.distractors, list(others), others))
+        if set(sources[0].keys) & set(sources[1].keys):
+            raise PairListError(f"{config.distractors} holds images of {root}: a distractor must be of nobody who is searched for")
         labels = np.append(labels, np.full(len(others), -1))
     yield IdentificationProtocol(f"{_stem(root)}-identification", sources, labels.astype(np.int64))
 

@@ -165,7 +165,8 @@ def _lines(manifests: Sequence[Manifest], plan: Repair) -> Iterator[str]:
             yield f"  {repaired} repaired in round {number} ({told})"
     given_up = counts["exposed"] - sum(count for name, count in counts.items() if name.startswith("repaired_"))
     if given_up:
-        yield f"  {given_up} in quarantine: traced in every one of {len(rounds)} rounds, or their originals no longer decode"
+        tried = f"traced in every one of {len(rounds)} rounds, or their originals no longer decode"
+        yield f"  {given_up} in quarantine: {tried if rounds else f'{plan.method} has nothing to vary'}"
 
 
 def _next_step(config: ProtectConfig, root: str) -> str:

@@ -17,7 +17,9 @@ def block_sums(pictures: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray
     """
     height, width = pictures.shape[1:3]
     rows, columns = np.arange(0, height, block), np.arange(0, width, block)
-    sums = np.add.reduceat(np.add.reduceat(pictures, rows, axis=1, dtype=np.int64), columns, axis=2)
+    sums = np.empty((len(pictures), len(rows), len(columns), 3), np.int64)
+    for picture, out in zip(pictures, sums, strict=True):  # all at once, numpy would hold eight bytes a pixel
+        np.add.reduceat(np.add.reduceat(picture, rows, axis=0, dtype=np.int64), columns, axis=1, out=out)
     sides = [np.diff(starts, append=size) for starts, size in ((rows, height), (columns, width))]
     return sums, np.outer(*sides)[:, :, None]
 

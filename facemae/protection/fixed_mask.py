@@ -25,7 +25,7 @@ class FixedMaskProtection:
     What is not grey is the original, pixel for pixel.
 
     Args:
-        strength: scale of the rectangles, above 0 to 2; at 2 they cover the middle of the face but for the nose's bridge.
+        strength: scale of the rectangles, above 0 to 2; at 2 of the middle of the face the nose alone is left.
 
     Raises:
         ValueError: the strength is out of range.

@@ -23,8 +23,8 @@ def random_words(purpose: str, key: str, seed: int, count: int) -> np.ndarray:
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """uint64 (N,) -> float64 (N,) in (0, 1), neither end: the middle of one of 2^53 equal steps."""
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """uint64 (N,) -> float64 (N,) in (0, 1), neither end: the middle of one of 2^52 equal steps (2^53 would round the last to 1)."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def seed_facts(seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draws faces of people and a list of pairs of them, to verify recognisers on: `python -m benchmarks.synthetic_pairs --output test --seed 3`.
+"""Draws faces and a list of pairs of them, to verify recognisers on: `python -m benchmarks.synthetic_pairs --output test --seed 3`.
 
 Writes OUTPUT/images/<person>/<image>.jpg and OUTPUT/pairs.csv: folds of disjoint people, as many pairs of one person as of two.
 """

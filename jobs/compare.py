@@ -135,8 +135,9 @@ def _train_and_verify(config: CompareConfig, cells: Sequence[Cell], store: Store
     if not left:
         return {}
     _tell_of_missing_resources(config)
-    gpus = {"num_gpus": config.gpus_per_pretrain} if config.gpus_per_pretrain else {}
-    task = ray.remote(train_and_verify).options(num_cpus=config.cpus_per_pretrain, max_retries=MAX_RETRIES, **gpus)
+    # one call a process: nothing of a training, memory of the GPU least of all, stays behind for the next
+    resources = {"num_cpus": config.cpus_per_pretrain, "num_gpus": config.gpus_per_pretrain}
+    task = ray.remote(max_calls=1)(train_and_verify).options(max_retries=MAX_RETRIES, **resources)
     return run_trials(left, partial(_start, task), partial(_done, store), len(trials) - len(left))
 
 

@@ -31,14 +31,14 @@ _RAY = {field.name for field in dataclasses.fields(RayConfig)}
 FILLED = {
     "protections": {"input", "output", "rekey", "repair", "repair_rank", "recognizer"},
     "leakage": {"original", "protected", "recognizer", "output", "rekey", "beside", "max_cmc1", "max_identity_cmc1"},
-    "pretrain": {"data", "output", "seed"},
+    "pretrain": {*_RAY, "data", "output", "seed"},
     "evaluate": {"recognizer", "output"},
 }
 """Fields of a section that the comparison fills in, or that have no place in one."""
 NEUTRAL = {
     "protections": {*_RAY, *FILLED["protections"], "device", "batch_size"},
     "leakage": {*_RAY, *FILLED["leakage"], "device", "gallery_actors", "cpus_per_gallery_actor", "gpus_per_gallery_actor"},
-    "pretrain": {*_RAY, *FILLED["pretrain"], "device"},
+    "pretrain": {*FILLED["pretrain"], "checkpoint_every", "keep_checkpoints", "log_every", "log_keys"},
     "evaluate": {*_RAY, *FILLED["evaluate"], "device", "batch_size", "threads"},
 }
 """Fields that change no figure: not among the settings of a result."""
@@ -82,13 +82,20 @@ def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: 
 
 
 def _trial(config: CompareConfig, name: str, seed: int, protected: str, made: Settings, verified: Settings) -> Trial:
-    draft = _section(PretrainConfig, "pretrain", config.pretrain, {"data": protected, "output": "", "seed": seed})
-    trained = {"protect": made, "pretrain": _settings(draft, "pretrain")}
+    ray = {"num_workers": 1, "cpus_per_worker": config.cpus_per_pretrain, "gpus_per_worker": float(config.gpus_per_pretrain > 0)}
+    draft = _section(PretrainConfig, "pretrain", config.pretrain, {"data": protected, "output": "", "seed": seed, **ray})
+    trained = {"protect": made, "pretrain": _recipe(draft)}
     run = join_url(config.root, "runs", f"{name}-{fingerprint(trained)[:DIGITS]}", f"seed-{seed}")
     folder = str(Path(config.folder) / "cells" / name / f"seed-{seed}")
     evaluation = _section(EvaluateConfig, "evaluate", config.evaluate, {"recognizer": [recognizer_of(run)], "output": folder})
     settings = {**trained, "seed": seed, "evaluate": verified}
     return Trial(name, seed, dataclasses.replace(draft, output=run), evaluation, settings)
+
+
+def _recipe(config: PretrainConfig) -> Settings:
+    """The settings of a training; the files that it starts from by their digests."""
+    found = _settings(config, "pretrain")
+    return {**found, **digests({name: found[name] for name in ("init", "deepspeed") if name in found})}
 
 
 def _protections(sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

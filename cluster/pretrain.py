@@ -5,6 +5,7 @@ Large ones train by ``cluster.train.train(job)``, on any number of workers; both
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -35,6 +36,7 @@ def pretrain_alone(job: PretrainJob) -> dict[str, Any]:
         return finished
     require_own_checkpoints(store, job)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
+    os.environ.setdefault("LOCAL_RANK", "0")  # what DeepSpeed asks a launcher for
     dist.init_process_group("nccl" if job.options.use_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         work(job, board)

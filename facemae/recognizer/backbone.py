@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Any, cast, get_args
 
 import timm
 import torch
@@ -77,7 +77,7 @@ def _build(name: str, dim: int) -> nn.Module:
         return _FIXED[name](dim)
     if compact := _COMPACT.fullmatch(name):
         block, width = compact.groups()
-        return CompactNet(dim, int(width or 32), block or "residual")
+        return CompactNet(dim, int(width or 32), cast(Block, block or "residual"))
     if name.startswith("timm/"):
         return _build_timm(name, dim)
     raise ValueError(f"unknown backbone {name!r}: give one of {GRAMMAR}")
@@ -90,7 +90,7 @@ def _build_timm(name: str, dim: int) -> nn.Module:
         near = difflib.get_close_matches(timm_name, known, n=5, cutoff=0.4)
         raise ValueError(f"timm has no network {timm_name!r}; near: {', '.join(near) or 'none'}. timm.list_models() lists all")
     config = timm.models.get_pretrained_cfg(timm_name)
-    size = {"img_size": 112} if config is not None and config.fixed_input_size else {}
+    size: dict[str, Any] = {"img_size": 112} if config is not None and config.fixed_input_size else {}
     try:
         network = timm.create_model(timm_name, pretrained=False, num_classes=dim, **size).eval()
         with torch.no_grad():

@@ -120,13 +120,14 @@ class PartialFC(nn.Module):
         batch, self._batch = self._batch, None
         if batch is None or not batch.has_gradient:
             raise RuntimeError("no gradient to apply: call forward and backward before each update")
-        for part, index in batch.blocks():
-            centres, velocity = take(self.centres, index), take(self.momentum, index)
-            velocity.mul_(momentum).add_(batch.centre_gradient(part, centres)).add_(centres, alpha=weight_decay)
-            centres.sub_(velocity, alpha=lr)
-            if isinstance(index, Tensor):  # they are copies, not views
-                self.centres.index_copy_(0, index, centres)
-                self.momentum.index_copy_(0, index, velocity)
+        with torch.autocast(device_type=self.centres.device.type, enabled=False):
+            for part, index in batch.blocks():
+                centres, velocity = take(self.centres, index), take(self.momentum, index)
+                velocity.mul_(momentum).add_(batch.centre_gradient(part, centres)).add_(centres, alpha=weight_decay)
+                centres.sub_(velocity, alpha=lr)
+                if isinstance(index, Tensor):  # they are copies, not views
+                    self.centres.index_copy_(0, index, centres)
+                    self.momentum.index_copy_(0, index, velocity)
         del batch.scores  # the largest tensor here goes now, also where the caller still holds the loss
 
     def rows(self) -> tuple[int, Tensor, Tensor]:

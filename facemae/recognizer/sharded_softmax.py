@@ -14,7 +14,7 @@ from torch.nn import functional
 from facemae.recognizer.margin import Margin
 
 _BLOCK_ROWS = {"cpu": 1024}  # centres worked on at a time: what fits into a core's cache
-_MOST_ROWS = 1 << 17  # on other devices: few kernels, and still little memory
+_MOST_ROWS = 1 << 16  # on other devices: few kernels, and still little memory
 
 
 class ShardedSoftmax:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from facemae.recognizer.backbone import Backbone, create_backbone
 from facemae.recognizer.compact import CompactNet
 from facemae.recognizer.export import export_onnx
 
@@ -29,6 +32,25 @@ def compact_file(compact_net, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recognizer") / "compact.onnx"
     export_onnx(compact_net, path, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Callable[[str], tuple[Backbone, Path]]:
+    """A backbone by its name, batch norms settled, in eval mode, and its FILE.onnx; each is made once."""
+
+    @functools.cache
+    def export(name: str) -> tuple[Backbone, Path]:
+        net = create_backbone(name, dim=32, seed=1)
+        for module in net.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0  # takes over the statistics of the one batch that comes
+        with torch.no_grad():
+            net(torch.rand(8, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+        path = tmp_path_factory.mktemp("exported") / "net.onnx"
+        export_onnx(net.eval(), path)
+        return net, path
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,30 @@ def test_onnxruntime_gives_what_torch_gives(tmp_path, block):
     OnnxRecognizer.load(path).differentiable()  # raises unless it converts back to the same network
 
 
+def compare_with_onnxruntime(net, path):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for num_images in (1, 3):
+        images = torch.rand(num_images, 3, 112, 112) * 2 - 1
+        with torch.no_grad():
+            expected = net(images).numpy()
+        result = session.run(["embedding"], {"input": images.numpy()})[0]
+        assert result.shape == (num_images, 32)
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+        assert np.abs(expected).mean() > 1e-2  # so that 1e-4 says something
+
+
+@pytest.mark.parametrize("name", ["iresnet18", "timm/test_vit", "timm/test_resnet"])
+def test_every_kind_of_backbone(exported, name):
+    compare_with_onnxruntime(*exported(name))
+
+
+@pytest.mark.parametrize("name", ["mobilefacenet", "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050"])
+def test_more_backbones(long, exported, name):
+    net, path = exported(name)
+    compare_with_onnxruntime(net, path)
+    OnnxRecognizer.load(path).differentiable()
+
+
 def test_sidecar_and_hash(compact_net, tmp_path):
     path = tmp_path / "net.onnx"
     digest = export_onnx(compact_net, path, name="small", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))

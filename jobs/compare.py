@@ -35,6 +35,9 @@ Section = dict[str, Any]
 CELL_ERRORS = (StageError, StoreError, ValueError, FileNotFoundError)
 """What costs one cell, and not the run."""
 
+CALLS_PER_PROCESS = 1
+"""Trainings of one worker process: nothing of one, memory of the GPU least of all, stays behind for the next."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Config):
@@ -135,9 +138,8 @@ def _train_and_verify(config: CompareConfig, cells: Sequence[Cell], store: Store
     if not left:
         return {}
     _tell_of_missing_resources(config)
-    # one call a process: nothing of a training, memory of the GPU least of all, stays behind for the next
     resources = {"num_cpus": config.cpus_per_pretrain, "num_gpus": config.gpus_per_pretrain}
-    task = ray.remote(max_calls=1)(train_and_verify).options(max_retries=MAX_RETRIES, **resources)
+    task = ray.remote(max_calls=CALLS_PER_PROCESS)(train_and_verify).options(max_retries=MAX_RETRIES, **resources)
     return run_trials(left, partial(_start, task), partial(_done, store), len(trials) - len(left))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -125,7 +126,7 @@ def train_and_verify(job: Any, config: evaluate.EvaluateConfig) -> dict[str, Any
 
     start, folder = time.monotonic(), Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with _printing_to(folder / "log.txt"):
         training = pretrain_alone(job)
         trained = time.monotonic()
         with _local_recognizer(config.recognizer[0]) as file:
@@ -217,6 +218,21 @@ def _traced(attacker: str, found: Mapping[str, float]) -> Traced:
 def _require_whole(summary: Mapping[str, Any], what: str) -> None:
     if failed := summary["failed_shards"]:
         raise StageError(f"{what}: {len(failed)} shards were given up (first: {failed[0]}): its manifest says why")
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """What this process prints, and its children (a compiler that looks for a library, say), goes to the end of a file."""
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with path.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            yield
+    finally:
+        for number, copy in enumerate(kept, 1):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 @contextlib.contextmanager

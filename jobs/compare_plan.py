@@ -190,16 +190,16 @@ def _content_digest(url: str) -> str:
 def commands(cell: Cell) -> list[str]:
     """What makes the cell's row by hand. Roots stand as DATA, PROTECTED, RUN and OUT, files by their names alone."""
     shown = {cell.protect.input: "DATA", cell.protect.output: "PROTECTED", cell.leakage.output: "OUT"}
-    lines = [_command("protect", cell.protect, shown), _command("leakage", cell.leakage, shown)]
-    for trial in cell.trials:
-        run = {
-            trial.pretrain.output: "RUN",
-            recognizer_of(trial.pretrain.output): "RUN/weights/recognizer.onnx",
-            trial.evaluate.output: "OUT",
-        }
-        lines.append(_command("pretrain", trial.pretrain, {**shown, **run}))
-        lines.append(_command("evaluate", trial.evaluate, {**shown, **run}))
-    return lines
+    first, seeds = cell.trials[0], ", ".join(str(trial.seed) for trial in cell.trials)
+    onnx = recognizer_of(first.pretrain.output)
+    shown |= {first.pretrain.output: "RUN", onnx: "RUN/weights/recognizer.onnx", first.evaluate.output: "OUT"}
+    pretrain = _command("pretrain", dataclasses.replace(first.pretrain, seed=0), shown)  # 0 is the default, which is not shown
+    return [
+        _command("protect", cell.protect, shown),
+        _command("leakage", cell.leakage, shown),
+        f"{pretrain} --seed SEED  # SEED: {seeds}",
+        _command("evaluate", first.evaluate, shown),
+    ]
 
 
 def _command(job: str, config: Any, shown: Mapping[str, str]) -> str:

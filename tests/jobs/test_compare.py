@@ -5,7 +5,12 @@ Where trainings stand in the way of the scheduling, small functions take their p
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.scheduler import StageError
+from cluster.dataset import Dataset
+from cluster.scheduler import Interrupted, StageError
 from cluster.store import open_store
 from jobs import compare
 from jobs.command import UsageError, from_mapping
@@ -126,10 +132,11 @@ def test_settings_change_with_what_decides_and_with_nothing_else(content: dict[s
 
 
 def test_commands_name_no_place_of_this_machine(content: dict[str, Any], tmp_path: Path) -> None:
-    lines = commands(by_name(content)["blur-2"])
+    lines = commands(by_name(content, seeds=[1, 2])["blur-2"])
     assert lines[0] == "facemae protect --input DATA --output PROTECTED --method blur --strength 2.0"
     assert lines[1] == "facemae leakage --original DATA --protected PROTECTED --recognizer one.onnx two.onnx --output OUT"
     assert lines[-1] == "facemae evaluate --recognizer RUN/weights/recognizer.onnx --output OUT --pairs pairs.csv --images images"
+    assert lines[2] == "facemae pretrain --data PROTECTED --output RUN --seed SEED  # SEED: 1, 2"
     assert str(tmp_path) not in "\n".join(lines)
 
 
@@ -142,6 +149,7 @@ class Fakes:
         self.unprotectable = ""
         monkeypatch.setattr(compare, "make_protected", self.protect)
         monkeypatch.setattr(compare, "measure", self.measure)
+        monkeypatch.setattr(compare, "CALLS_PER_PROCESS", 0)  # as many as there are: a process takes seconds to start
         monkeypatch.setattr(compare.pretrain, "prepare", lambda config: config, raising=False)
         monkeypatch.setattr(compare, "train_and_verify", _trainer(str(self.log), str(self.poison)))
 
@@ -229,3 +237,41 @@ def test_a_record_cut_short_is_done_again(content: dict[str, Any]) -> None:
     assert recorded(store, cell.key, cell.settings) is not None
     store.put(cell.key, store.get(cell.key)[:-9])
     assert recorded(store, cell.key, cell.settings) is None
+
+
+def test_end_to_end_stopped_and_gone_on(
+    long: None, content: dict[str, Any], tmp_path: Path, make_dataset: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(tmp_path / "faces")
+    make_dataset(data, "synthetic:ids=10,images=6,seed=2", shard_size=30)
+    recipe = {"backbone": "compact-plain-8", "dim": 32, "margin_value": 0.2, "scale": 32.0, "samples": 96, "batch_size": 32}
+    protections = [{"method": "blur", "strength": 4}]
+    config = config_of(content, data=data, protections=protections, seeds=[0], pretrain=recipe, num_workers=1, cpus_per_pretrain=2)
+    folder = Path(content["folder"])
+    records = [folder / "cells" / name / file for name in ("none", "blur-4") for file in ("leakage.json", "seed-0.json")]
+    threading.Thread(target=_stop_after, args=(records[1],), daemon=True).start()
+    with pytest.raises(Interrupted, match="1 of 2 recognisers are left"):
+        compare.run(config)
+    assert [path.exists() for path in records] == [True, True, True, False]
+    before = {path: path.read_bytes() for path in records[:3]}
+    assert compare.run(config)["failed_cells"] == []
+    assert {path: path.read_bytes() for path in records[:3]} == before, "nothing that was recorded was done again"
+    rows = {row.name: row for row in Record.from_bytes((folder / "compare.json").read_bytes(), "compare.json").rows}
+    for row in rows.values():
+        measured = json.loads((folder / "cells" / row.name / "leakage" / "leakage.json").read_bytes())
+        assert row.worst is not None
+        assert row.worst.cmc1 == measured["attackers"][0]["leakage"]["image"]["cmc"][0]
+        scored = json.loads((folder / "cells" / row.name / "seed-0" / "evaluate.json").read_bytes())
+        assert row.errors == {"pairs": {0: pytest.approx(100 - 100 * scored["results"][0]["accuracy"])}}
+    assert rows["none"].worst is not None
+    assert rows["none"].worst.cmc1 == 1.0
+    monkeypatch.setattr(compare, "make_protected", None)
+    monkeypatch.setattr(compare, "run_trials", None)
+    assert compare.run(config)["failed_cells"] == [], "a third time there is nothing to do"
+
+
+def _stop_after(path: Path) -> None:
+    """SIGTERM to this process once a file is there."""
+    while not path.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.dataset import Dataset
-from cluster.shard import sha256_hex
-from cluster.store import join_url, open_store, read_url, split_url
-from cluster.weights import local_weights
-from facemae.model import CONFIG_FILE
+from cluster.store import join_url
 from jobs.attack import embedders_of
 from jobs.command import RayConfig, UsageError, from_mapping
 from jobs.compare_cell import Cell, Settings, Trial, fingerprint, recognizer_of
+from jobs.compare_files import absolute, digests, located, weights_digest
 from jobs.compare_row import REFERENCE
 from jobs.evaluate import EvaluateConfig
 from jobs.evaluate_lists import open_protocols
@@ -54,6 +52,7 @@ def plan(config: CompareConfig) -> list[Cell]:
         ValueError, FileNotFoundError, StoreError: a recogniser, weights, list or data set cannot be read.
     """
     _check_fields(config)
+    config = _located(config)
     source = Dataset(config.data).description()["lineage"]["fingerprint"]
     protections = list(_protections(config.protections))
     names = [name for name, _ in protections]
@@ -62,8 +61,14 @@ def plan(config: CompareConfig) -> list[Cell]:
     attackers = _attackers(config)
     evaluation = _section(EvaluateConfig, "evaluate", config.evaluate, {"recognizer": ["recognizer.onnx"], "output": "."})
     _check_lists(evaluation)
-    verified = digests(_settings(evaluation, "evaluate"))
+    verified = digests(_settings(evaluation, "evaluate"), "evaluate")
     return [_cell(config, name, section, source, attackers, verified) for name, section in protections]
+
+
+def _located(config: CompareConfig) -> CompareConfig:
+    """The configuration with absolute paths."""
+    root, folder, data = map(absolute, (config.root, config.folder, config.data))
+    return dataclasses.replace(config, root=root, folder=folder, data=data, attackers=[absolute(file) for file in config.attackers])
 
 
 def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:
@@ -95,7 +100,7 @@ def _trial(config: CompareConfig, name: str, seed: int, protected: str, made: Se
 def _recipe(config: PretrainConfig) -> Settings:
     """The settings of a training; the files that it starts from by their digests."""
     found = _settings(config, "pretrain")
-    return {**found, **digests({name: found[name] for name in ("init", "deepspeed") if name in found})}
+    return digests(found, "pretrain")
 
 
 def _protections(sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,7 +135,7 @@ def _section(kind: Any, section: str, given: Mapping[str, Any], filled: Mapping[
     where = where or f"section {section}"
     if clash := sorted(set(given) & FILLED[section]):
         raise UsageError(f"{where}: {clash[0]!r} is filled in by the comparison, or has no place in one: remove it")
-    return from_mapping(kind, {**filled, **given}, where=where, complete=True)
+    return from_mapping(kind, {**filled, **located(given, section)}, where=where, complete=True)
 
 
 def _settings(config: Any, section: str) -> Settings:
@@ -156,35 +161,6 @@ def _check_lists(config: EvaluateConfig) -> None:
             raise UsageError(
                 f"section evaluate: {protocol.name} names {len(protocol.absent)} absent images, the first: {protocol.absent[0]}"
             )
-
-
-def weights_digest(url: str) -> str:
-    """Sha256 of the trained weights at ``url``, whose file was checked against it."""
-    with local_weights(url) as folder:
-        return str(json.loads((folder / CONFIG_FILE).read_bytes())["sha256"])
-
-
-def digests(settings: Settings) -> Settings:
-    """Settings with every file or folder that they name replaced by its digest: a list that is edited is another list."""
-    return {name: _digest_of(value) for name, value in settings.items()}
-
-
-def _digest_of(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_digest_of(item) for item in value]
-    if isinstance(value, str) and (value.startswith("s3://") or Path(value).exists()):
-        return _content_digest(value)
-    return value
-
-
-def _content_digest(url: str) -> str:
-    """Last name and sha256 of a file, or of the names and sizes of what a folder holds."""
-    name = split_url(url)[1]
-    if url.startswith("s3://") or Path(url).is_dir():
-        held = sorted((stored.key, stored.size) for stored in open_store(url).list())
-        if held:
-            return f"{name}: {len(held)} files, sha256 of names and sizes {sha256_hex(json.dumps(held).encode())}"
-    return f"{name}: sha256 {sha256_hex(read_url(url))}"
 
 
 def commands(cell: Cell) -> list[str]:

@@ -25,6 +25,7 @@ def test_embed_against_the_torch_network(compact_net, compact_file, noise_pictur
     normalised = (noise_pictures / 255.0 - np.array([0.5, 0.4, 0.3])) / np.array([0.5, 0.25, 0.2])
     with torch.no_grad():
         expected = compact_net(torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float()).numpy()
+    np.testing.assert_allclose(recognizer.features(noise_pictures), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     rows = recognizer.embed(noise_pictures)
     assert (rows.dtype, rows.shape) == (np.float32, (21, 32))

@@ -48,18 +48,20 @@ def main() -> None:
     if options.method is not None:
         print(json.dumps(measure(options)))
         return
-    rows = [row for num_classes in options.classes for row in _side_by_side(num_classes, options)]
-    text = table(rows)
-    print(text)
+    rows = list[Row]()
+    for num_classes in options.classes:
+        rows += _side_by_side(num_classes, options)
+        _write(rows, options)  # after each size: the largest may be stopped
+    print(table(rows))
+
+
+def _write(rows: list[Row], options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
-    content = {
-        "machine": machine(),
-        "command": " ".join(["python -m benchmarks.partial_fc", *sys.argv[1:]]),
-        "threads": torch.get_num_threads(),
-    }
-    content |= {"device": options.device, "batch": options.batch, "dim": options.dim, "ranks": options.ranks, "rows": rows}
+    content = {"machine": machine(), "command": " ".join(["python -m benchmarks.partial_fc", *sys.argv[1:]])}
+    content |= {"threads": torch.get_num_threads(), "device": options.device, "batch": options.batch, "dim": options.dim}
+    content |= {"ranks": options.ranks, "rows": rows}
     (options.output / "partial_fc.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.output / "partial_fc.md").write_text(text + "\n")
+    (options.output / "partial_fc.md").write_text(table(rows) + "\n")
 
 
 def _options() -> argparse.Namespace:

@@ -23,9 +23,8 @@ from facemae.recognizer.partial_fc import PartialFC
 from facemae.recognizer.pretrained import load_backbone, save_backbone
 from facemae.recognizer.train import polynomial_rate
 from facemae.training import Batch
-from facemae.weights import CONFIG_FILE, WEIGHTS_FILE
 
-ONNX_FILE, SIDECAR_FILE = "recognizer.onnx", "recognizer.json"
+ONNX_FILE = "recognizer.onnx"
 
 
 class RecognizerTrainer(Trainer[PretrainJob]):
@@ -80,7 +79,7 @@ class RecognizerTrainer(Trainer[PretrainJob]):
             folder = Path(name)
             sha256 = save_backbone(model.eval(), folder)
             onnx_sha256 = export_onnx(model, folder / ONNX_FILE, name=self.job.output.rstrip("/").rpartition("/")[2])
-            self.put_weights(folder, (WEIGHTS_FILE, ONNX_FILE, SIDECAR_FILE, CONFIG_FILE))
+            self.put_weights(folder)
         return {"sha256": sha256, "recognizer": {"file": f"weights/{ONNX_FILE}", "sha256": onnx_sha256, "dim": model.dim}}
 
     def _backbone(self) -> Any:

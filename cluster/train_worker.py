@@ -17,7 +17,7 @@ from cluster.stream import Stream
 from cluster.train_job import FaceMaeJob
 from cluster.trainer import Trainer
 from facemae.masking import random_mask
-from facemae.model import CONFIG_FILE, WEIGHTS_FILE, MaskedAutoencoder, to_pictures
+from facemae.model import MaskedAutoencoder, to_pictures
 from facemae.training import Batch, ReconstructionLoss, batch_loss, learning_rate, param_groups
 
 BETAS = (0.9, 0.95)
@@ -97,7 +97,7 @@ class FaceMaeTrainer(Trainer[FaceMaeJob]):
         load_weights(model, Checkpoint(self.job.steps, {}, tensors))
         with tempfile.TemporaryDirectory() as folder:
             sha256 = model.save_pretrained(folder)
-            self.put_weights(Path(folder), (WEIGHTS_FILE, CONFIG_FILE))
+            self.put_weights(Path(folder))
         return {"sha256": sha256, "recognizer": self.job.recognizer.describe() if self.job.recognizer else None}
 
 

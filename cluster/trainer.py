@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from importlib import import_module
@@ -32,6 +31,7 @@ from cluster.stream import Stream
 from cluster.telemetry import Telemetry
 from cluster.train_job import TrainJob
 from facemae.training import Batch
+from facemae.weights import CONFIG_FILE
 
 JobT = TypeVar("JobT", bound=TrainJob)
 
@@ -132,10 +132,10 @@ class Trainer(ABC, Generic[JobT]):
         dataset, threads = Dataset(self.job.data), self.job.options.cpus_per_worker
         return Stream(dataset, self.job.plan, embeddings, self.rank, self.world_size, threads)
 
-    def put_weights(self, folder: Path, names: Sequence[str]) -> None:
-        """Copy files of a local folder into weights/."""
-        for name in names:
-            self.store.put(f"weights/{name}", (folder / name).read_bytes())
+    def put_weights(self, folder: Path) -> None:
+        """Copy the files of a local folder into weights/, the one that describes the others last."""
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name == CONFIG_FILE, path.name)):
+            self.store.put(f"weights/{path.name}", path.read_bytes())
 
     def device(self) -> torch.device:
         """Where this rank computes, before there is an engine."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from cluster.shard import sha256_hex
 from cluster.store import NotFound, Store, StoreError, join_url, open_store
-from facemae.model import CONFIG_FILE, WEIGHTS_FILE
+from facemae.weights import CONFIG_FILE, GRAPH_FILE, WEIGHTS_FILE
 
 
 @contextmanager
 def local_weights(url: str) -> Iterator[Path]:
-    """The folder of model.safetensors and config.json behind a training run or a weights folder, local or s3://.
+    """The folder of model.safetensors and config.json behind a training run or a weights folder, local or s3://; with the graph.onnx of a
+    recogniser that was started from one.
 
     What lies in S3 is downloaded, checked against the sha256 in config.json, and removed at the end of the block: load the weights
     inside it. Workers are killed when their work is done, so nothing may wait for the end of the process.
@@ -32,6 +33,8 @@ def local_weights(url: str) -> Iterator[Path]:
         folder = Path(name)
         (folder / WEIGHTS_FILE).write_bytes(_check(store, config))
         (folder / CONFIG_FILE).write_bytes(config)
+        if "graph_sha256" in json.loads(config):  # its reader checks it
+            (folder / GRAPH_FILE).write_bytes(store.get(GRAPH_FILE))
         yield folder
 
 

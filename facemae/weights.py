@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+GRAPH_FILE = "graph.onnx"
+"""The network that was started from, beside the weights of a network that no name describes."""
 
 
 def save_weights(folder: Path, network: nn.Module, facts: dict[str, Any]) -> str:

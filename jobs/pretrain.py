@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.dataset import Dataset
 from cluster.inputs import require_apart
@@ -16,10 +18,14 @@ from cluster.shard import sha256_hex
 from cluster.store import join_url, read_url
 from cluster.train import train
 from cluster.train_job import TrainOptions
-from cluster.weights import WEIGHTS_FILE, local_weights
+from cluster.weights import local_weights
 from facemae.recognizer.augment import AugmentConfig
+from facemae.weights import WEIGHTS_FILE
 from jobs.command import RayConfig, main_of
 from jobs.train import fitting_workers, read_deepspeed, worker_gpu
+
+if TYPE_CHECKING:
+    from facemae.recognizer.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +139,25 @@ def _start(config: PretrainConfig) -> dict[str, Any]:
 
     if config.init.endswith(".onnx"):
         net, digest = load_backbone(config.init), sha256_hex(read_url(config.init))
+        _require_exportable(net, config.init)
     else:
         with local_weights(config.init) as folder:
             net, digest = load_backbone(folder), sha256_hex((folder / WEIGHTS_FILE).read_bytes())
     return {"backbone": net.name, "dim": net.dim, "init": config.init, "init_sha256": digest}
+
+
+def _require_exportable(net: Backbone, source: str) -> None:
+    """Refuse now what could not be written at the end: some graphs compute shapes while they run, which torch's exporter cannot follow."""
+    from facemae.recognizer.export import export_onnx
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(net, Path(folder) / "try.onnx")
+    except Exception as error:  # the exporter raises whatever a graph leads it to
+        raise ValueError(
+            f"{source}: trains, but what comes of it could not be written as ONNX again ({type(error).__name__}): "
+            "start from a safetensors folder of facemae pretrain, or from another file"
+        ) from None
 
 
 def _check(recipe: PretrainRecipe) -> None:

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import onnx
 import torch
@@ -63,7 +64,8 @@ def _export(net: nn.Module) -> onnx.ModelProto:
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # A network that onnx2torch made asks this, and would take a way that the exporter before this one needed.
+        with warnings.catch_warnings(), patch("torch.onnx.is_in_onnx_export", return_value=False):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,

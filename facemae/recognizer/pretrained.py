@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from facemae.recognizer.backbone import Backbone, create_backbone
 from facemae.recognizer.onnx import OnnxRecognizer
-from facemae.weights import CONFIG_FILE, WEIGHTS_FILE, check_sha256, load_weights, read_config, save_weights
-
-GRAPH_FILE = "graph.onnx"
-"""The network that was started from, beside the weights of a network that no name describes."""
+from facemae.weights import CONFIG_FILE, GRAPH_FILE, WEIGHTS_FILE, check_sha256, load_weights, read_config, save_weights
 
 
 class OnnxBackbone(Backbone):
@@ -44,7 +42,7 @@ class OnnxBackbone(Backbone):
         """
         recognizer = OnnxRecognizer(graph, name, mean, std, source=source)
         frozen = recognizer.differentiable()
-        super().__init__(f"onnx/{name}", recognizer.dim, _trainable(frozen.network))
+        super().__init__(f"onnx/{name}", recognizer.dim, _exportable(_trainable(frozen.network)))
         self.graph, self.mean, self.std = graph, recognizer.mean, recognizer.std
         # Constants of the architecture, not weights: config.json keeps mean and std.
         self.scale: Tensor
@@ -126,4 +124,19 @@ def _trainable(network: nn.Module) -> nn.Module:
             if buffer.is_floating_point() and buffer.numel() > 1:  # a single number is a constant of a formula
                 delattr(initializers, name)
                 initializers.register_parameter(name, nn.Parameter(torch.clone(buffer)))
+    return network
+
+
+def _exportable(network: nn.Module) -> nn.Module:
+    """Reshapes to constant shapes as torch's own: onnx2torch looks into the shape while the network runs, which no exporter can follow."""
+    from onnx2torch.node_converters.reshape import OnnxReshape
+
+    assert isinstance(network, fx.GraphModule)
+    for node in network.graph.nodes:
+        if node.op != "call_module" or not isinstance(network.get_submodule(str(node.target)), OnnxReshape):
+            continue
+        shape = attrgetter(str(node.args[1].target))(network).tolist() if node.args[1].op == "get_attr" else [0]
+        if 0 not in shape:  # a zero stands for the input's own size
+            node.op, node.target, node.args = "call_method", "reshape", (node.args[0], shape)
+    network.recompile()
     return network

@@ -46,16 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def plan(data: Dataset, output: str, workers: int = 1, stage: int = 1, recipe: dict[str, Any] | None = None, **options: Any) -> PretrainJob:
     """8 steps of 16 images, 15 people, with every dial of the augmentation turned."""
-    values: dict[str, Any] = {
-        "backbone": WITHOUT_BATCH_NORM,
-        "dim": 32,
-        "margin": "adaface",
-        "scale": 16.0,
-        "batch_size": 16,
-        "samples": 120,
-    }
-    augmentation = AugmentConfig(crop=0.1, erase=0.5, color=0.2)
-    recipe = {**values, "num_classes": count_classes(data), "augment": augmentation, "lr": 0.05, **(recipe or {})}
+    recipe = {
+        "backbone": WITHOUT_BATCH_NORM, "dim": 32, "margin": "adaface", "scale": 16.0, "batch_size": 16, "samples": 120, "lr": 0.05,
+        "num_classes": count_classes(data), "augment": AugmentConfig(crop=0.1, erase=0.5, color=0.2), **(recipe or {}),
+    }  # fmt: skip
     deepspeed = {"zero_optimization": {"stage": stage}, "gradient_clipping": 5.0}
     return plan_pretraining(
         data,

@@ -1,0 +1,87 @@
+"""``facemae pretrain``: what is refused before a worker starts, and where first weights may come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.dataset import Dataset, Labels, ShardData
+from cluster.picture import encode
+from cluster.pretrain import pretrain_alone
+from cluster.scheduler import StageError
+from cluster.shard import Sample, ShardWriter
+from facemae.recognizer.backbone import create_backbone
+from facemae.recognizer.export import export_onnx
+from facemae.recognizer.pretrained import save_backbone
+from jobs.pretrain import PretrainConfig, main, prepare
+from tests.training import COMMIT, write_training_set
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain-job")
+    write_training_set(folder, embedded=False)
+    return folder
+
+
+def config(folder: Path, **changes: Any) -> PretrainConfig:
+    small = {"backbone": "compact-4", "dim": 8, "batch_size": 16, "samples": 32, "num_workers": 1}
+    return PretrainConfig(**{"data": str(folder / "data"), "output": str(folder / "run"), **small, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "iresnet51"}, "unknown backbone 'iresnet51': give one of iresnet18"),
+        ({"backbone": "timm/vit_tny"}, "timm has no network 'vit_tny'; near: "),
+        ({"margin_value": -0.1}, "margin must be 0 or more"),
+        ({"rate": 0.0}, r"--rate 0\.0: give a share above 0"),
+        ({"crop": 1.0}, r"crop is 1\.0"),
+        ({"num_classes": 16}, r"--num-classes 16, but the labels of .* are 0 to 14"),
+        ({"batch_size": 18}, "give a multiple of lanes x images per identity"),
+        ({"num_workers": 3}, "3 workers do not divide 4 lanes"),
+        ({"epochs": 0.0, "samples": None}, "less than one image"),
+        ({"init": "nowhere.onnx"}, r"nowhere\.onnx"),
+        ({"gpus_per_worker": 0.5}, "one GPU or none"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_worker_starts(folder: Path, changes: dict[str, Any], message: str):
+    with pytest.raises((ValueError, FileNotFoundError, StageError), match=message):
+        prepare(config(folder, **changes))
+
+
+def test_the_command_says_it_in_one_line(folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert main(["--data", str(folder / "data"), "--output", str(folder / "data" / "run")]) == 2
+    assert "lie in each other: choose an output beside it" in capfd.readouterr().err
+
+
+def test_labels_with_gaps_and_people_with_one_image_are_trained_on_and_said(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+):
+    dataset, writer = Dataset(str(tmp_path / "data")), ShardWriter()
+    picture = encode(np.zeros((112, 112, 3), np.uint8))
+    for number, identity in enumerate([0, 0, 0, 7, 7, 7, 9, 12]):
+        writer.add(Sample(f"k{number}", picture, identity))
+    dataset.commit("00000", ShardData(writer.finish(), 8, Labels.of(writer.labels)), **COMMIT)
+    dataset.finish("images", {"fingerprint": "f"}, dataset.manifests())
+    job = prepare(config(tmp_path, batch_size=4, samples=8))
+    assert "labels with gaps, at most 4 of 13 people have pictures" in capsys.readouterr().out
+    assert job.recipe.num_classes == 13
+    assert ray.get(ray.remote(max_calls=1)(pretrain_alone).remote(job))["samples"] == 8
+
+
+def test_first_weights_come_from_a_folder_or_an_onnx_file(folder: Path, tmp_path: Path, ray_session: None):
+    net = create_backbone("compact-plain-4", 12, seed=3).eval()
+    digest = save_backbone(net, tmp_path / "weights")
+    recipe = prepare(config(folder, init=str(tmp_path / "weights"))).recipe
+    assert (recipe.backbone, recipe.dim, recipe.init_sha256) == ("compact-plain-4", 12, digest)
+    digest = export_onnx(net, tmp_path / "start.onnx")
+    recipe = prepare(config(folder, init=str(tmp_path / "start.onnx"))).recipe
+    assert (recipe.backbone, recipe.dim, recipe.init_sha256) == ("onnx/start", 12, digest)
+    first = prepare(config(folder, output=str(tmp_path / "first"), init=str(tmp_path / "start.onnx")))
+    ray.get(ray.remote(max_calls=1)(pretrain_alone).remote(first))
+    assert prepare(config(folder, init=str(tmp_path / "first"))).recipe.backbone == "onnx/start"  # its run can be a start again

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +17,7 @@ from jobs import pretrain
 from jobs.command import Config, main_of
 from jobs.compare_cell import Cell, Trial, changed, keep, make_protected, measure, recorded, row_of, train_and_verify
 from jobs.compare_claim import claim
+from jobs.compare_origin import Origin, joined, origin_here
 from jobs.compare_plan import commands, plan
 from jobs.compare_plot import picture
 from jobs.compare_pool import MAX_RETRIES, run_trials
@@ -97,11 +91,12 @@ def run(config: CompareConfig) -> dict[str, Any]:
         return {"written": written, "failed_cells": []}
     cells, store = plan(config), open_store(config.folder)
     failed: dict[str, str] = {}
+    origin = origin_here(config.hardware, config.address)
     _tell_changes(cells, store)
     with session(config.address):
         for number, cell in enumerate(cells, 1):
-            _protect_and_measure(cell, store, f"[{number}/{len(cells)}] {cell.name}", failed)
-        failed |= _train_and_verify(config, [cell for cell in cells if cell.key not in failed], store)
+            _protect_and_measure(cell, store, origin, f"[{number}/{len(cells)}] {cell.name}", failed)
+        failed |= _train_and_verify(config, [cell for cell in cells if cell.key not in failed], store, origin)
     record = _record(config, cells, store, failed)
     written = _write(record, store)
     _say(record, written, config)
@@ -115,7 +110,7 @@ def _tell_changes(cells: Sequence[Cell], store: Store) -> None:
                 print(f"{part} is done again, as other settings made it: {what}")
 
 
-def _protect_and_measure(cell: Cell, store: Store, title: str, failed: dict[str, str]) -> None:
+def _protect_and_measure(cell: Cell, store: Store, origin: Origin, title: str, failed: dict[str, str]) -> None:
     """What of a cell comes before the trainings, unless it is recorded; an error costs this cell."""
     measured = recorded(store, cell.key, cell.settings) is not None
     if measured and all(recorded(store, trial.key, trial.settings) for trial in cell.trials):
@@ -125,13 +120,13 @@ def _protect_and_measure(cell: Cell, store: Store, title: str, failed: dict[str,
     try:
         make_protected(cell)
         if not measured:
-            keep(store, cell.key, cell.settings, measure(cell))
+            keep(store, cell.key, cell.settings, {**measure(cell), "origin": origin})
     except CELL_ERRORS as error:
         failed[cell.key] = f"{type(error).__name__}: {error}"
         print(f"{title} failed: {error}", file=sys.stderr)
 
 
-def _train_and_verify(config: CompareConfig, cells: Sequence[Cell], store: Store) -> dict[str, str]:
+def _train_and_verify(config: CompareConfig, cells: Sequence[Cell], store: Store, origin: Origin) -> dict[str, str]:
     """Every training that is not recorded, side by side. Returns why one failed, by its key."""
     trials = [trial for cell in cells for trial in cell.trials]
     left = [trial for trial in trials if recorded(store, trial.key, trial.settings) is None]
@@ -140,15 +135,15 @@ def _train_and_verify(config: CompareConfig, cells: Sequence[Cell], store: Store
     _tell_of_missing_resources(config)
     resources = {"num_cpus": config.cpus_per_pretrain, "num_gpus": config.gpus_per_pretrain}
     task = ray.remote(max_calls=CALLS_PER_PROCESS)(train_and_verify).options(max_retries=MAX_RETRIES, **resources)
-    return run_trials(left, partial(_start, task), partial(_done, store), len(trials) - len(left))
+    return run_trials(left, partial(_start, task), partial(_done, store, origin), len(trials) - len(left))
 
 
 def _start(task: Any, trial: Trial) -> Any:
     return task.remote(pretrain.prepare(trial.pretrain), trial.evaluate)
 
 
-def _done(store: Store, trial: Trial, content: Mapping[str, Any]) -> str:
-    keep(store, trial.key, trial.settings, content)
+def _done(store: Store, origin: Origin, trial: Trial, content: Mapping[str, Any]) -> str:
+    keep(store, trial.key, trial.settings, {**content, "origin": origin})
     errors = (f"{name} {100 * (1 - figures['accuracy']):.2f} %" for name, figures in content["protocols"].items())
     return f"error {', '.join(errors) or 'none: no list with folds'} ({sum(content['seconds'].values()):.0f} s)"
 
@@ -168,18 +163,17 @@ def _record(config: CompareConfig, cells: Sequence[Cell], store: Store, failed: 
         reasons = [failed[cell.key]] if cell.key in failed else []
         reasons += [f"seed {trial.seed}: {failed[trial.key]}" for trial in cell.trials if trial.key in failed]
         rows.append(row_of(cell, store, reasons, commands(cell)))
-    content = next((found for cell in cells if (found := recorded(store, cell.key, cell.settings))), None)
-    data = (
-        f"{content['original']['samples']:,} images of {content['original']['identities']:,} people protected and trained on"
-        if content
-        else ""
-    )
+    parts = [part for cell in cells for part in ((cell.key, cell.settings), *((trial.key, trial.settings) for trial in cell.trials))]
+    found = [content for part in parts if (content := recorded(store, *part))]
+    origin = joined(content["origin"] for content in found)
+    sets = (content["original"] for content in found if "original" in content)
+    data = next((f"{each['samples']:,} images of {each['identities']:,} people protected and trained on" for each in sets), "")
     trial = cells[0].trials[0]
     return Record(
         title=config.title,
-        hardware=config.hardware or _hardware(config),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        commit=_commit(),
+        hardware=origin["hardware"],
+        date=origin["date"],
+        commit=origin["commit"],
         seeds=list(config.seeds),
         data=data,
         recipe=trial.settings["pretrain"],
@@ -212,24 +206,6 @@ def _say(record: Record, written: Sequence[str], config: CompareConfig) -> None:
         print("the same command again does what failed, and nothing else")
     print("\n".join(f"written: {path}" for path in written))
     print(f"next:    facemae compare --results {config.folder}/compare.json --output results.md")
-
-
-def _hardware(config: CompareConfig) -> str:
-    if config.address or os.environ.get("RAY_ADDRESS"):
-        return f"a Ray cluster; driver: {platform.processor() or platform.machine()}"
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), {', '.join(gpus) or 'no GPU'}"
-
-
-def _commit() -> str:
-    """The commit that the code is of, where it is run from a repository, else its version."""
-    folder = Path(__file__).parents[1]
-    if not (folder / ".git").exists() or shutil.which("git") is None:
-        return version("facemae")
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or version("facemae")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

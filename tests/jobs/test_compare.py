@@ -191,7 +191,7 @@ def test_a_rerun_does_what_is_not_recorded_and_one_failure_costs_one_cell(
     fakes.poison.write_text("noise 1")
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(content))
     arguments = ["--config", str(tmp_path / "compare.yaml")]
-    assert compare.main(arguments) == 3
+    assert compare.main([*arguments, "--hardware", "the first"]) == 3
     assert fakes.count() == {
         **{f"protect {name}": 1 for name in ("none", "blur-2", "blur-4", "noise")},
         **{f"measure {name}": 1 for name in ("none", "blur-4", "noise")},
@@ -207,7 +207,7 @@ def test_a_rerun_does_what_is_not_recorded_and_one_failure_costs_one_cell(
     assert "failed: noise: seed 1" in capsys.readouterr().out
     fakes.unprotectable = ""
     fakes.poison.unlink()
-    assert compare.main(arguments) == 0
+    assert compare.main([*arguments, "--hardware", "the second"]) == 0
     assert fakes.count() == {
         "protect blur-2": 1,
         "measure blur-2": 1,
@@ -216,8 +216,9 @@ def test_a_rerun_does_what_is_not_recorded_and_one_failure_costs_one_cell(
         "train blur-2 1": 1,
         "train noise 1": 1,
     }
-    assert compare.main(arguments) == 0
+    assert compare.main([*arguments, "--hardware", "a third, which only draws"]) == 0
     assert fakes.count() == {}
+    assert Record.from_bytes(store.get("compare.json"), "compare.json").hardware == "the first, the second", "what made the figures"
     page = store.get("compare.md").decode()
     assert "| noise | one | 12.50 [10.00, 20.00] | - | - | 18.75 ± 8.84 |" in page
     assert store.get("pareto.png").startswith(b"\x89PNG")
@@ -229,6 +230,12 @@ def test_a_rerun_does_what_is_not_recorded_and_one_failure_costs_one_cell(
         **{f"train {name} {seed}": 1 for name in ("none", "blur-2", "blur-4", "noise") for seed in (0, 1)},
     }
     assert "cells/noise/seed-1.json is done again, as other settings made it: evaluate.flip (True -> False)" in capsys.readouterr().out
+
+
+def test_the_example_is_a_configuration() -> None:
+    file = Path(compare.__file__).parent / "compare_example.yaml"
+    config = from_mapping(CompareConfig, yaml.safe_load(file.read_text()), where=file.name, complete=True)
+    assert {section["method"] for section in config.protections} == {"blur", "k_same"}
 
 
 def test_a_record_cut_short_is_done_again(content: dict[str, Any]) -> None:

@@ -111,8 +111,8 @@ def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str,
 
 def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one clear line. Returns the exit code: 0 done, 2 an error, 3 done with shards
-    given up or without a single image, 4 done, and the release withheld by the gate (``withheld`` in what ``run`` returned), 130 stopped
-    at once, 143 stopped as asked. FACEMAE_TRACEBACK=1 shows where an error came from."""
+    or cells given up or without a single image, 4 done, and the release withheld by the gate (``withheld`` in what ``run`` returned), 130
+    stopped at once, 143 stopped as asked. FACEMAE_TRACEBACK=1 shows where an error came from."""
     name = (run.__module__ if run.__module__ != "__main__" else os.path.basename(sys.argv[0]).removesuffix(".py")).rpartition(".")[2]
     try:
         config = parse(kind, sys.argv[1:] if arguments is None else arguments, f"facemae {name}")
@@ -131,7 +131,7 @@ def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Seque
     if isinstance(result, Mapping) and result.get("withheld"):
         print(f"\nfacemae {name}: release withheld: {result['withheld']}", file=sys.stderr)
         return 4
-    incomplete = isinstance(result, Mapping) and (result.get("failed_shards") or result.get("samples") == 0)
+    incomplete = isinstance(result, Mapping) and (result.get("failed_shards") or result.get("failed_cells") or result.get("samples") == 0)
     return 3 if incomplete else 0
 
 

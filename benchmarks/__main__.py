@@ -31,6 +31,7 @@ def main() -> None:
         _run(str(FOLDER / "commit.py"), "--data", data, "--weights", weights, "--rounds", "3", "--json", str(out / "commit_facemae.json"))
         _run("-m", "benchmarks.index", "--output", str(out))
         _run("-m", "benchmarks.traffic", "--output", str(out))
+        _run("-m", "benchmarks.feed", "--data", data, "--output", str(out))
         _run("-m", "benchmarks.partial_fc", "--output", str(out))
         _run("-m", "benchmarks.scale", "--images", "250000", "1000000", "--output", str(out))
     print(f"written: {out}")

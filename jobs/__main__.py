@@ -16,9 +16,9 @@ JOBS = {
     "report": "one HTML page from a leakage folder",
     "verify": "re-read a data set and account for every image",
     "pipeline": "all of it from one YAML file, resumable step by step",
-    "pretrain": "train a small recogniser on a data set and export it as ONNX",
-    "compare": "protections and strengths: leakage against verification error, in one table and one picture",
+    "pretrain": "train a recogniser on a data set, protected or not (Ray Train + DeepSpeed + Partial FC)",
     "evaluate": "score recognisers on verification and identification protocols",
+    "compare": "protections and strengths: leakage against verification error, in one table and one picture",
     "demo": "the pipeline on synthetic faces, with its own S3 server and Ray",
 }
 

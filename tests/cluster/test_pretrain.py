@@ -65,8 +65,7 @@ def reference(job: PretrainJob) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     head = MarginHead(recipe.dim, recipe.num_classes, create_margin(recipe.margin, scale=recipe.scale))
     with torch.no_grad():
         head.weight.copy_(PartialFC(recipe.dim, recipe.num_classes, create_margin("cosface"), seed=recipe.seed).rows()[1])
-    settings = {"lr": 0.0, "momentum": 0.9, "weight_decay": 5e-4}
-    optimizers = [torch.optim.SGD(module.parameters(), **settings) for module in (net, head)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4) for module in (net, head)]
     for step, batch in enumerate(Stream(Dataset(job.data), job.plan).batches(0, job.steps)):
         images = augment(torch.as_tensor(batch.images), batch.keys, batch.epoch, recipe.seed, recipe.augment)
         labels = torch.as_tensor(batch.identities)

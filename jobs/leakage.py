@@ -43,7 +43,7 @@ class LeakageConfig(RayConfig):
     protected: str
     """Root of the protected data set."""
     recognizer: list[str]
-    """ONNX files of the attackers; give several, the worst one counts."""
+    """ONNX files of the attackers, and `pixels`, which compares pictures as thumbnails; give several, the worst one counts."""
     output: str
     """Root of the result, a folder or s3://bucket/prefix."""
     recognizer_mean: tuple[float, float, float] | None = None

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
+from facemae.recognizer.pixels import PIXELS, pixel_graph
 from facemae.recognizer.sidecar import Triple, check_normalisation, read_sidecar
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class OnnxRecognizer:
         """Read FILE.onnx, and what is not given as an argument from FILE.json beside it.
 
         Args:
-            path: FILE.onnx, weights inside.
+            path: FILE.onnx, weights inside; or "pixels", the attacker of `facemae.recognizer.pixels`, whose normalisation is its own.
             mean: three floats, taken off value/255.
             std: three floats that the difference is divided by.
             name: for reports; the file's stem when neither argument nor sidecar gives one.
@@ -100,6 +101,8 @@ class OnnxRecognizer:
             ValueError: mean or std is nowhere to be found (they are never guessed), the sidecar is broken or belongs to
                 another file, or the file is not a recogniser (see the constructor).
         """
+        if str(path) == PIXELS:
+            return cls(pixel_graph(), PIXELS, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=device, threads=threads)
         path = Path(path)
         model = path.read_bytes()
         sidecar = read_sidecar(path, hashlib.sha256(model).hexdigest())

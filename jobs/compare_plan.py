@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.dataset import Dataset
 from cluster.store import join_url
+from facemae.recognizer.pixels import PIXELS
 from jobs.attack import embedders_of
 from jobs.command import RayConfig, UsageError, from_mapping
 from jobs.compare_cell import Cell, Settings, Trial, fingerprint, recognizer_of
@@ -68,7 +69,8 @@ def plan(config: CompareConfig) -> list[Cell]:
 def _located(config: CompareConfig) -> CompareConfig:
     """The configuration with absolute paths."""
     root, folder, data = map(absolute, (config.root, config.folder, config.data))
-    return dataclasses.replace(config, root=root, folder=folder, data=data, attackers=[absolute(file) for file in config.attackers])
+    attackers = [file if file == PIXELS else absolute(file) for file in config.attackers]
+    return dataclasses.replace(config, root=root, folder=folder, data=data, attackers=attackers)
 
 
 def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:

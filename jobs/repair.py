@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.adaptive import QueryMap
@@ -23,7 +22,7 @@ from cluster.session import session
 from cluster.shard import sha256_hex
 from cluster.stage import run_stage
 from cluster.store import join_url
-from facemae.recognizer.onnx import OnnxRecognizer
+from facemae.recognizer.onnx import OnnxRecognizer, read_model
 from jobs.summary import print_summary
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) ->
 
 def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRecognizer]:
     """The attackers' networks, in the order of the report. Raises ValueError when one is not among --recognizer."""
-    files = {sha256_hex(Path(file).read_bytes()): file for file in config.recognizer}
+    files = {sha256_hex(read_model(file)): file for file in config.recognizer}
     needed = {each["recognizer"]["name"]: each["recognizer"]["sha256"] for each in measurement.attackers}
     missing = [name for name, sha256 in needed.items() if sha256 not in files]
     if missing:

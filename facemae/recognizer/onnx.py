@@ -27,6 +27,11 @@ _CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "use_t
 _PROVIDERS: dict[str, list[Any]] = {"cpu": ["CPUExecutionProvider"], "cuda": [_CUDA, "CPUExecutionProvider"]}
 
 
+def read_model(path: str | Path) -> bytes:
+    """The content of FILE.onnx, or of the network that goes by "pixels". Raises FileNotFoundError where there is no such file."""
+    return pixel_graph() if str(path) == PIXELS else Path(path).read_bytes()
+
+
 class OnnxRecognizer:
     """A frozen recogniser: pictures in, unit embeddings out. Picklable: it carries the bytes of its file.
 
@@ -102,9 +107,8 @@ class OnnxRecognizer:
                 another file, or the file is not a recogniser (see the constructor).
         """
         if str(path) == PIXELS:
-            return cls(pixel_graph(), PIXELS, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=device, threads=threads)
-        path = Path(path)
-        model = path.read_bytes()
+            return cls(read_model(path), PIXELS, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=device, threads=threads)
+        path, model = Path(path), read_model(path)
         sidecar = read_sidecar(path, hashlib.sha256(model).hexdigest())
         mean = sidecar.get("mean") if mean is None else mean
         std = sidecar.get("std") if std is None else std

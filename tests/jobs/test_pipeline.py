@@ -33,6 +33,7 @@ def _config(root: str, folder: Path, **changes: object) -> PipelineConfig:
 
 
 @pytest.mark.s3
+@pytest.mark.timeout(600)
 def test_the_whole_path_and_its_resume(s3_server: Endpoint, s3_root: str, tmp_path: Path, ray_session: None) -> None:
     config = _config(s3_root, tmp_path)
     first = pipeline.run(config)

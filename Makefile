@@ -35,7 +35,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale"
 
 # files with cases too long for `make test`, beside the fault suite itself
-LONG = $(shell grep -rlE '"long"|long: None' tests --include='test_*.py')
+LONG = $(shell grep -rlE '\<long(: None)?[,)]|usefixtures."long"' tests --include='test_*.py')
 faults: $(READY)
 	$(BIN)/python -m pytest $(sort tests/faults tests/infra tests/jobs/test_secrets.py $(filter-out tests/faults/%,$(LONG))) --kills 24 --faults-report faults.json
 

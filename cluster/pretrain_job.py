@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from facemae.recognizer.augment import AugmentConfig
 
 
+MOST_CLASSES_A_PERSON = 1000
+"""Labels with wider gaps are a mistake: the centres would not fit a machine."""
+
+
 @dataclass(frozen=True)
 class PretrainRecipe:
     """What is trained and how: everything that decides the weights but the data.
@@ -101,14 +105,19 @@ def count_classes(data: Dataset, num_classes: int | None = None) -> int:
     Raises:
         TrainError: the data set holds another number, or has no identities.
     """
+    data.description()  # or there is no data set
     labels = [manifest.identities for manifest in data.manifests() if manifest.identities.count]
     if not labels:
         raise TrainError(f"{data.url} has no identities: a recogniser learns to tell people apart, ingest the images with labels")
     found, people = 1 + max(each.last for each in labels), sum(each.count for each in labels)
     if num_classes not in (None, found):
         raise TrainError(f"--num-classes {num_classes}, but the labels of {data.url} are 0 to {found - 1}: give {found}, or leave it out")
+    if found < 2:
+        raise TrainError(f"{data.url} has one person: a recogniser learns to tell people apart, give two or more")
+    if found > MOST_CLASSES_A_PERSON * people:
+        raise TrainError(f"the largest label of {data.url} is {found - 1}, at most {people} people: ingest it again, numbered from 0")
     if people < found:
-        print(f"{data.url}: labels with gaps, at most {people} of {found} people have pictures; the other centres cost memory only")
+        print(f"{data.url}: labels with gaps, at most {people} of {found} people have pictures; the others' centres are negatives alone")
     return found
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import ray
+
+from cluster.scheduler import Interrupted
 
 
 @contextlib.contextmanager
@@ -30,6 +35,24 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     else:
         ray.init(address=address, logging_level=logging.ERROR)
     try:
-        yield
+        with _stopping():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM raises Interrupted also where no stage drains: Ray's own handler, set when it starts, would end the process with a dump."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: Any) -> NoReturn:
+        raise Interrupted("stopped as asked; run the same command to go on")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

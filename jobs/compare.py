@@ -12,7 +12,7 @@ import ray
 
 from cluster.scheduler import StageError
 from cluster.session import session
-from cluster.store import Store, StoreError, open_store
+from cluster.store import Store, StoreError, open_store, require_conditional_put
 from jobs import pretrain
 from jobs.command import Config, main_of
 from jobs.compare_cell import Cell, Trial, changed, keep, make_protected, measure, recorded, row_of, train_and_verify
@@ -91,6 +91,8 @@ def run(config: CompareConfig) -> dict[str, Any]:
         print("\n".join(f"written: {path}" for path in written))
         return {"written": written, "failed_cells": []}
     cells, store = plan(config), open_store(config.folder)
+    for place in (open_store(config.root), store):  # what cannot be written to is found before the work
+        require_conditional_put(place)
     failed: dict[str, str] = {}
     origin = origin_here(config.hardware, config.address)
     _tell_changes(cells, store)

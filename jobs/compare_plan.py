@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.dataset import Dataset
+from cluster.inputs import require_apart
+from cluster.protect import describe_protection, require_people
 from cluster.store import join_url
 from facemae.recognizer.pixels import PIXELS
 from jobs.attack import embedders_of
@@ -20,7 +22,7 @@ from jobs.compare_row import REFERENCE
 from jobs.evaluate import EvaluateConfig
 from jobs.evaluate_lists import open_protocols
 from jobs.leakage import LeakageConfig
-from jobs.pretrain import PretrainConfig
+from jobs.pretrain import PretrainConfig, require_recipe
 from jobs.protect import ProtectConfig, method_options
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def plan(config: CompareConfig) -> list[Cell]:
     _check_fields(config)
     config = _located(config)
     source = Dataset(config.data).description()["lineage"]["fingerprint"]
+    require_apart(config.data, config.root)
     protections = list(_protections(config.protections))
     names = [name for name, _ in protections]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -76,7 +79,8 @@ def _located(config: CompareConfig) -> CompareConfig:
 def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:
     ray, cells = {"num_workers": config.num_workers}, Path(config.folder) / "cells" / name
     draft = _section(ProtectConfig, "protections", section, {"input": config.data, "output": "", **ray}, where=f"protections {name}")
-    method_options(draft)  # an unknown method or a strength out of range is refused now
+    # an unknown method, a strength out of range, weights of another kind, too few people for it: refused now, without Ray
+    require_people(Dataset(config.data), describe_protection(draft.method, method_options(draft)))
     made = {**_settings(draft, "protections"), "data": source}
     if draft.weights is not None:
         made["weights"] = weights_digest(draft.weights)
@@ -91,6 +95,7 @@ def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: 
 def _trial(config: CompareConfig, name: str, seed: int, protected: str, made: Settings, verified: Settings) -> Trial:
     ray = {"num_workers": 1, "cpus_per_worker": config.cpus_per_pretrain, "gpus_per_worker": float(config.gpus_per_pretrain > 0)}
     draft = _section(PretrainConfig, "pretrain", config.pretrain, {"data": protected, "output": "", "seed": seed, **ray})
+    require_recipe(draft)
     trained = {"protect": made, "pretrain": _recipe(draft)}
     run = join_url(config.root, "runs", f"{name}-{fingerprint(trained)[:DIGITS]}", f"seed-{seed}")
     folder = str(Path(config.folder) / "cells" / name / f"seed-{seed}")
@@ -115,6 +120,8 @@ def _protections(sections: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, d
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=-]*", name):
             raise UsageError(f"protections, entry {number}: `method` (and `name`) must be of letters, digits and _ . = -, not {name!r}")
         many = isinstance(strengths, list)
+        if many and not strengths:
+            raise UsageError(f"protections, {name}: the list of strengths is empty: give a number or leave it out for the method's default")
         for strength in strengths if many else [strengths]:
             if strength is None:
                 yield name, section

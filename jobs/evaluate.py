@@ -7,10 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from cluster.store import open_store
+from cluster.store import NotFound, open_store
 from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.verification import VerificationError
 from jobs.command import Config, UsageError, main_of
@@ -78,6 +80,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     _require_protocols(config)
     recognizers, protocols = _recognizers(config), open_protocols(config)
     _require_images(protocols, config.skip_missing)
+    with suppress(NotFound):  # an output that cannot be reached, or is a file, is found before the work
+        open_store(config.output).size("evaluate.json")
     options = Options(config.flip, config.skip_missing, config.resize, config.batch_size, _threads(config))
     embedded = embed_images([source for protocol in protocols for source in protocol.sources], recognizers, options)
     report = {
@@ -107,6 +111,8 @@ def _require_protocols(config: EvaluateConfig) -> None:
         raise UsageError("--template-pairs and --template-gallery name templates: give the list that says what they are with --templates")
     if config.distractors and not config.identification:
         raise UsageError("--distractors join the gallery of --identification: give that folder too")
+    if Path(config.output).is_file():
+        raise UsageError(f"--output {config.output} is a file: give a folder")
     if config.batch_size < 1 or config.threads < 0:
         raise UsageError(f"--batch-size {config.batch_size} --threads {config.threads}: give 1 or more, and 0 or more")
 
@@ -117,8 +123,12 @@ def _threads(config: EvaluateConfig) -> int:
 
 def _recognizers(config: EvaluateConfig) -> list[OnnxRecognizer]:
     """All of them, each of a name of its own."""
-    mean, std, threads = config.recognizer_mean, config.recognizer_std, _threads(config)
-    found = [OnnxRecognizer.load(file, mean, std, device=config.device, threads=threads) for file in config.recognizer]
+    threads = _threads(config)
+    found = []
+    for file in config.recognizer:  # the flags are for those that have no sidecar
+        told = Path(file).with_suffix(".json").exists()
+        normalisation = (None, None) if told else (config.recognizer_mean, config.recognizer_std)
+        found.append(OnnxRecognizer.load(file, *normalisation, device=config.device, threads=threads))
     names = [recognizer.name for recognizer in found]
     if len(set(names)) < max(len(names), 1):
         raise UsageError(f"--recognizer needs one file or more, each of another name, not {names}: the name is in FILE.json")
@@ -155,6 +165,8 @@ def _write(config: EvaluateConfig, report: dict[str, Any]) -> None:
     picture = roc_picture(report["results"])
     if picture:
         output.put("roc.png", picture)
+    else:
+        output.delete("roc.png")  # an older one would stand beside figures that it does not show
     print(f"{table}\nwritten: {output.url}/evaluate.json, evaluate.md{', roc.png' if picture else ''}")
 
 

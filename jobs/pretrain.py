@@ -42,12 +42,14 @@ class PretrainConfig(RayConfig):
     """Root of the data set."""
     output: str
     """Root of the run: a folder or s3://bucket/prefix."""
-    backbone: str = "iresnet50"
-    """iresnet18, 34, 50 or 100, mobilefacenet, compact[-plain|residual|separable][-WIDTH] for two CPU cores, or timm/NAME."""
-    dim: int = 512
-    """Length of an embedding."""
+    backbone: str | None = None
+    """By default iresnet50. iresnet18, 34, 50 or 100, mobilefacenet, timm/NAME, or, small enough for two CPU cores,
+    compact[-plain|residual|separable][-WIDTH]."""
+    dim: int | None = None
+    """Length of an embedding, by default 512."""
     init: str | None = None
-    """Start from these weights instead of random ones: a pretraining run, its weights folder, or FILE.onnx (a path on every worker)."""
+    """Start from these weights instead of random ones: a pretraining run, its weights folder, or FILE.onnx (a path on every worker). They
+    bring backbone and length with them."""
     margin: Literal["cosface", "arcface", "adaface"] = "cosface"
     """Margin of the loss."""
     margin_value: float | None = None
@@ -116,25 +118,53 @@ def prepare(config: PretrainConfig) -> PretrainJob:
     """Everything that can be checked before a worker starts. Ray must be connected where ``num_workers`` is 0."""
     require_apart(config.data, config.output)
     data = Dataset(config.data)
-    samples = config.samples or round(config.epochs * int(data.description()["samples"]))
+    samples = round(config.epochs * int(data.description()["samples"])) if config.samples is None else config.samples
     if samples < 1:
-        raise ValueError(f"--epochs {config.epochs} of this data set is less than one image")
+        raise ValueError(f"--epochs {config.epochs}, --samples {config.samples}: less than one image of this data set")
     same = ("margin", "margin_value", "scale", "rate", "batch_size", "lanes", "lr", "momentum", "weight_decay", "warmup", "seed")
     recipe = PretrainRecipe(
-        **_start(config),
+        **require_recipe(config),
         augment=AugmentConfig(flip=config.flip, crop=config.crop, erase=config.erase, color=config.color),
         num_classes=count_classes(data, config.num_classes),
         samples=samples,
         **{name: getattr(config, name) for name in same},
     )
-    _check(recipe)
     return plan_pretraining(data, config.output, recipe, _options(config))
 
 
-def _start(config: PretrainConfig) -> dict[str, Any]:
-    """The backbone: its name and length, and where its first weights come from."""
+def require_recipe(config: PretrainConfig) -> dict[str, Any]:
+    """Check what of a recipe does not hang on the data, before any worker starts.
+
+    Returns:
+        The backbone's name and length, and where its first weights come from.
+
+    Raises:
+        ValueError, FileNotFoundError, StoreError: what cannot be trained.
+    """
+    import torch
+
+    from facemae.recognizer.backbone import create_backbone
+    from facemae.recognizer.margin import create_margin
+
+    create_margin(config.margin, margin=config.margin_value, scale=config.scale)
+    AugmentConfig(flip=config.flip, crop=config.crop, erase=config.erase, color=config.color)
+    ranges = {"rate": (0, 1), "lr": (0, 1e3), "momentum": (-1, 1), "weight_decay": (-1, 1), "warmup": (-1, 1)}
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not (max(low, 0) <= value <= high and value > low):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number {'above' if low == 0 else 'from'} 0, up to {high:g}")
+    if config.seed < 0:
+        raise ValueError(f"--seed {config.seed}: give 0 or more")
+    start = _start(config)
     if config.init is None:
-        return {"backbone": config.backbone, "dim": config.dim}
+        with torch.device("meta"):  # weights are not drawn
+            create_backbone(start["backbone"], start["dim"])
+    return start
+
+
+def _start(config: PretrainConfig) -> dict[str, Any]:
+    if config.init is None:
+        return {"backbone": config.backbone or "iresnet50", "dim": config.dim or 512}
     from facemae.recognizer.pretrained import load_backbone
 
     if config.init.endswith(".onnx"):
@@ -143,6 +173,9 @@ def _start(config: PretrainConfig) -> dict[str, Any]:
     else:
         with local_weights(config.init) as folder:
             net, digest = load_backbone(folder), sha256_hex((folder / WEIGHTS_FILE).read_bytes())
+    for flag, given, brought in (("backbone", config.backbone, net.name), ("dim", config.dim, net.dim)):
+        if given not in (None, brought):
+            raise ValueError(f"--{flag} {given}, but {config.init} holds {brought}: leave --{flag} out, or give other first weights")
     return {"backbone": net.name, "dim": net.dim, "init": config.init, "init_sha256": digest}
 
 
@@ -158,21 +191,6 @@ def _require_exportable(net: Backbone, source: str) -> None:
             f"{source}: trains, but what comes of it could not be written as ONNX again ({type(error).__name__}): "
             "start from a safetensors folder of facemae pretrain, or from another file"
         ) from None
-
-
-def _check(recipe: PretrainRecipe) -> None:
-    """Build on the driver what workers would fail to build; weights are not drawn."""
-    import torch
-
-    from facemae.recognizer.backbone import create_backbone
-    from facemae.recognizer.margin import create_margin
-
-    create_margin(recipe.margin, margin=recipe.margin_value, scale=recipe.scale)
-    if not 0 < recipe.rate <= 1:
-        raise ValueError(f"--rate {recipe.rate}: give a share above 0, up to 1")
-    if recipe.init is None:
-        with torch.device("meta"):
-            create_backbone(recipe.backbone, recipe.dim)
 
 
 def _options(config: PretrainConfig) -> TrainOptions:

@@ -100,6 +100,9 @@ def method_options(config: ProtectConfig) -> dict[str, Any]:
     known = inspect.signature(kind).parameters
     if "weights" in known and config.weights is None:
         raise ValueError(f"--method {config.method} needs --weights: the output of facemae train")
+    ignored = [name for name, value in (("weights", config.weights), ("seed", config.seed)) if value and name not in known]
+    if ignored:
+        raise ValueError(f"--{ignored[0]}: {config.method} has none, leave it out")
     given = {"weights": config.weights, "seed": config.seed, "device": config.device, "threads": config.cpus_per_worker}
     options = {name: value for name, value in given.items() if name in known} | _strength(config, kind.dial)
     wrong = sorted(name for name in config.options if name in options or name not in known)

@@ -28,8 +28,16 @@ _PROVIDERS: dict[str, list[Any]] = {"cpu": ["CPUExecutionProvider"], "cuda": [_C
 
 
 def read_model(path: str | Path) -> bytes:
-    """The content of FILE.onnx, or of the network that goes by "pixels". Raises FileNotFoundError where there is no such file."""
-    return pixel_graph() if str(path) == PIXELS else Path(path).read_bytes()
+    """The content of FILE.onnx, or of the network that goes by "pixels".
+
+    Raises:
+        FileNotFoundError: there is no such file; a folder says where a pretraining run has it.
+    """
+    if str(path) == PIXELS:
+        return pixel_graph()
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"{path} is a folder: give FILE.onnx, of a run of facemae pretrain {path}/weights/recognizer.onnx")
+    return Path(path).read_bytes()
 
 
 class OnnxRecognizer:

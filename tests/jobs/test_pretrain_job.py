@@ -14,6 +14,7 @@ from cluster.picture import encode
 from cluster.pretrain import pretrain_alone
 from cluster.scheduler import StageError
 from cluster.shard import Sample, ShardWriter
+from cluster.store import StoreError
 from facemae.recognizer.backbone import create_backbone
 from facemae.recognizer.export import export_onnx
 from facemae.recognizer.pretrained import save_backbone
@@ -29,7 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, **changes: Any) -> PretrainConfig:
-    small = {"backbone": "compact-4", "dim": 8, "batch_size": 16, "samples": 32, "num_workers": 1}
+    small: dict[str, Any] = {"backbone": "compact-4", "dim": 8, "batch_size": 16, "samples": 32, "num_workers": 1}
+    if "init" in changes:  # it brings both
+        small |= {"backbone": None, "dim": None}
     return PretrainConfig(**{"data": str(folder / "data"), "output": str(folder / "run"), **small, **changes})
 
 
@@ -39,18 +42,23 @@ def config(folder: Path, **changes: Any) -> PretrainConfig:
         ({"backbone": "iresnet51"}, "unknown backbone 'iresnet51': give one of iresnet18"),
         ({"backbone": "timm/vit_tny"}, "timm has no network 'vit_tny'; near: "),
         ({"margin_value": -0.1}, "margin must be 0 or more"),
-        ({"rate": 0.0}, r"--rate 0\.0: give a share above 0"),
+        ({"rate": 0.0}, r"--rate 0\.0: give a number above 0, up to 1"),
         ({"crop": 1.0}, r"crop is 1\.0"),
         ({"num_classes": 16}, r"--num-classes 16, but the labels of .* are 0 to 14"),
         ({"batch_size": 18}, "give a multiple of lanes x images per identity"),
         ({"num_workers": 3}, "3 workers do not divide 4 lanes"),
         ({"epochs": 0.0, "samples": None}, "less than one image"),
+        ({"samples": 0}, "less than one image"),
+        ({"lr": -1.0}, r"--lr -1\.0: give a number above 0"),
+        ({"weight_decay": -0.1}, r"--weight-decay -0\.1: give a number from 0"),
+        ({"seed": -1}, "give 0 or more"),
+        ({"data": "nowhere"}, "holds no data set"),
         ({"init": "nowhere.onnx"}, r"nowhere\.onnx"),
         ({"gpus_per_worker": 0.5}, "one GPU or none"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_a_worker_starts(folder: Path, changes: dict[str, Any], message: str):
-    with pytest.raises((ValueError, FileNotFoundError, StageError), match=message):
+    with pytest.raises((ValueError, FileNotFoundError, StageError, StoreError), match=message):
         prepare(config(folder, **changes))
 
 
@@ -79,6 +87,8 @@ def test_first_weights_come_from_a_folder_or_an_onnx_file(folder: Path, tmp_path
     digest = save_backbone(net, tmp_path / "weights")
     recipe = prepare(config(folder, init=str(tmp_path / "weights"))).recipe
     assert (recipe.backbone, recipe.dim, recipe.init_sha256) == ("compact-plain-4", 12, digest)
+    with pytest.raises(ValueError, match=r"--backbone compact-4, but .*weights holds compact-plain-4: leave --backbone out"):
+        prepare(config(folder, init=str(tmp_path / "weights"), backbone="compact-4"))
     digest = export_onnx(net, tmp_path / "start.onnx")
     recipe = prepare(config(folder, init=str(tmp_path / "start.onnx"))).recipe
     assert (recipe.backbone, recipe.dim, recipe.init_sha256) == ("onnx/start", 12, digest)

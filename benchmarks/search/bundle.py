@@ -98,7 +98,9 @@ def write_bundle(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     size = path.stat().st_size
     if size > MAX_BYTES:
         path.unlink()
-        raise ValueError(f"{path} would have {size / (1 << 20):.1f} MiB, the limit is 64: give fewer images by --train-images or --per-person")
+        raise ValueError(
+            f"{path} would have {size / (1 << 20):.1f} MiB, the limit is 64: give fewer images by --train-images or --per-person"
+        )
     sha256 = _sha256(path)
     path.with_name(path.name + ".sha256").write_text(f"{sha256}  {path.name}\n")
     return sha256
@@ -118,7 +120,9 @@ def read_bundle(path: Path, expected: str | None = None) -> Bundle:
     beside = path.with_name(path.name + ".sha256")
     if not path.is_file() or (expected is None and not beside.is_file()):
         missing = path if not path.is_file() else beside
-        raise FileNotFoundError(f"{missing} is missing: make it with python -m benchmarks.search.pack and copy both files, or give --sha256")
+        raise FileNotFoundError(
+            f"{missing} is missing: make it with python -m benchmarks.search.pack and copy both files, or give --sha256"
+        )
     wanted, actual = expected or beside.read_text().split()[0], _sha256(path)
     if wanted != actual:
         raise ValueError(f"{path} has sha256 {actual}, expected {wanted}: it is damaged or another file; copy it again")

@@ -22,13 +22,13 @@ from facemae.training import Batch, batch_loss, learning_rate, param_groups
 _TILE = 64
 _MASK_SEED = 1
 _PER_PERSON = 4
-_BEST_BEFORE = 10
-"""Steps before the first look at the clock may end a training: a network of no steps is no result."""
+_LOOK_EVERY = 10
+"""Steps between looks at the clock; never before the first: a network of no steps is no result."""
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Pictures uint8 (N, 112, 112, 3) on the device, people int64 (N,) on the CPU, and embeddings float32 (2, N, D), the second mirrored."""
+    """Pictures uint8 (N, 112, 112, 3) on the device, people int64 (N,) on the CPU, embeddings float32 (2, N, D), the second mirrored."""
 
     pictures: Tensor
     people: np.ndarray
@@ -78,24 +78,38 @@ def train(setting: Setting, start: dict[str, Tensor], faces: Faces, recognizer: 
     began, terms, step = time.monotonic(), dict[str, Tensor](), 0
     steps = -(-setting.samples // setting.batch)
     for step, batch in zip(range(1, steps + 1), batches(faces, setting), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, base_lr=setting.lr, total=steps + 1, warmup=setting.warmup * steps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value, now = batch_loss(
-                model, loss, batch, num_patches=model.architecture.num_patches, mask_ratio=setting.mask_ratio, seed=_MASK_SEED
-            )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        rate = learning_rate(step, base_lr=setting.lr, total=steps + 1, warmup=setting.warmup * steps)
+        now = _learn(model, loss, optimizer, batch, rate, setting.mask_ratio, bf16)
         terms = {name: 0.95 * terms.get(name, term) + 0.05 * term for name, term in now.items()}
-        if step % _BEST_BEFORE == 0 and time.monotonic() > until:
+        if step % _LOOK_EVERY == 0 and time.monotonic() > until:
             break
+    recognizer.layers = ()
     found = {name: float(term) for name, term in terms.items()}
     if not np.isfinite(list(found.values())).all():
         raise FloatingPointError(f"{setting.name}: the loss became {found}: lower lr ({setting.lr})")
-    recognizer.layers = ()
     return Trained(model.eval(), step * setting.batch, time.monotonic() - began, found)
+
+
+def _learn(
+    model: MaskedAutoencoder,
+    loss: ReconstructionLoss,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    rate: float,
+    mask_ratio: float,
+    bf16: bool,
+) -> dict[str, Tensor]:
+    """One step of training; returns the terms of the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    num_patches = model.architecture.num_patches
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):  # type: ignore[union-attr]
+        value, terms = batch_loss(model, loss, batch, num_patches=num_patches, mask_ratio=mask_ratio, seed=_MASK_SEED)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return terms
 
 
 def begin(setting: Setting, start: dict[str, Tensor]) -> MaskedAutoencoder:
@@ -111,7 +125,9 @@ def begin(setting: Setting, start: dict[str, Tensor]) -> MaskedAutoencoder:
     chosen = {name: tensor for name, tensor in start.items() if not name.startswith(ends or ("-",))}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(ends or ("-",))}
     if shapes != {name: tensor.shape for name, tensor in chosen.items()}:
-        raise ValueError(f'{setting.name} starts from the bundle, whose weights are missing or of other sizes: pack --start, or start="random"')
+        raise ValueError(
+            f'{setting.name} starts from the bundle, whose weights are missing or of other sizes: pack --start, or start="random"'
+        )
     model.load_state_dict(chosen, strict=False)
     return model
 

@@ -52,7 +52,13 @@ def verification(net: nn.Module, pictures: Tensor, folds: np.ndarray, pairs: np.
         others = fold != held_out if (fold != held_out).any() else np.ones(len(fold), bool)
         right[fold == held_out] = (scores[fold == held_out] >= best_threshold(scores[others], same[others])) == same[fold == held_out]
     low, high = wilson(np.array(right.sum()), len(right))
-    return {"accuracy": _percent(right.mean()), "low": _percent(low), "high": _percent(high), "area": area(scores, same), "pairs": len(right)}
+    return {
+        "accuracy": _percent(right.mean()),
+        "low": _percent(low),
+        "high": _percent(high),
+        "area": area(scores, same),
+        "pairs": len(right),
+    }
 
 
 def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:

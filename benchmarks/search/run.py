@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,11 +110,10 @@ class Search:
         """Trains and measures one setting in about so many seconds; writes its weights."""
         until = time.monotonic() + (1 - _MEASURING) * seconds
         trained = train(setting, self.bundle.start, self.train, self.recognizer, self.bf16, until)
-        trained.model.save_pretrained(self.output / _folder(setting.name) / "weights")
+        trained.model.save_pretrained(self.output / folder_of(setting.name) / "weights")
         figures = self.measure(redraw(trained.model, self.protected, setting.mask_ratio))
         done = {"samples_seen": trained.samples, "cut_short": trained.samples < setting.samples}
         return {
-            "setting": dataclasses.asdict(setting),
             **done,
             "training_seconds": round(trained.seconds, 1),
             "last_terms": {name: round(value, 5) for name, value in trained.terms.items()},
@@ -124,16 +122,22 @@ class Search:
 
 
 def search(work: Search, settings: list[Setting], minutes: float, began: float) -> dict[str, Any]:
-    """All references and settings, each kept as it is done; returns the whole result."""
+    """All references and settings, each kept as it is done; returns the whole result.
+
+    Raises:
+        ValueError: the output folder holds results that were measured otherwise.
+    """
     end = began + 60 * minutes
     about = {"schema": 1, "bundle": {"sha256": work.bundle.sha256, **_counts(work.bundle)}, **_where(work), "command": _command()}
     jobs: list[tuple[str, Callable[[float], dict[str, Any]]]] = [
         (name, lambda _, draw=draw: work.measure(draw())) for name, draw in work.references().items()
     ]
     jobs += [(setting.name, lambda seconds, setting=setting: work.run(setting, seconds)) for setting in settings]
+    known = {setting.name: dataclasses.asdict(setting) for setting in settings}
     rows: dict[str, Any] = {}
     for number, (name, job) in enumerate(jobs):
-        row = _kept(work, name) or _keep(work, name, job((end - time.monotonic()) / (len(jobs) - number)))
+        conditions = {"bundle": work.bundle.sha256, "recognizer": [work.recognizer_samples, work.width], "setting": known.get(name)}
+        row = _kept(work, name, conditions) or _keep(work, name, {**conditions, **job((end - time.monotonic()) / (len(jobs) - number))})
         rows[name] = row
         result = {**about, "seconds": round(time.monotonic() - began, 1), "rows": rows}
         (work.output / "search.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -142,25 +146,24 @@ def search(work: Search, settings: list[Setting], minutes: float, began: float) 
     return result
 
 
-def _kept(work: Search, name: str) -> dict[str, Any] | None:
+def _kept(work: Search, name: str, conditions: dict[str, Any]) -> dict[str, Any] | None:
     """What an earlier run measured, or None.
 
     Raises:
-        ValueError: it was measured on another bundle.
+        ValueError: it was measured on another bundle, by other recognisers or with other fields of the setting.
     """
-    path = work.output / _folder(name) / "result.json"
+    path = work.output / folder_of(name) / "result.json"
     if not path.exists():
         return None
-    row = json.loads(path.read_text())
-    if row["bundle"] != work.bundle.sha256:
-        raise ValueError(f"{path} is of bundle {row['bundle']}, not of {work.bundle.sha256}: give another --output")
+    row, wanted = json.loads(path.read_text()), json.loads(json.dumps(conditions))
+    if different := [field for field in wanted if row.get(field) != wanted[field]]:
+        raise ValueError(f"{path} was measured with another {different[0]} ({row.get(different[0])}): give another --output")
     return row
 
 
 def _keep(work: Search, name: str, row: dict[str, Any]) -> dict[str, Any]:
-    path = work.output / _folder(name) / "result.json"
+    path = work.output / folder_of(name) / "result.json"
     path.parent.mkdir(exist_ok=True)
-    row = {**row, "recognizer_samples": work.recognizer_samples, "bundle": work.bundle.sha256}
     path.with_suffix(".new").write_text(json.dumps(row, indent=1) + "\n")
     os.replace(path.with_suffix(".new"), path)
     return row
@@ -172,7 +175,8 @@ def _pixelate(pictures: Tensor) -> Tensor:
     return large.to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _folder(name: str) -> str:
+def folder_of(name: str) -> str:
+    """The folder of a setting's results."""
     return name.replace(" ", "_").replace(",", "")
 
 
@@ -192,8 +196,28 @@ def _command() -> str:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Runs what the command line says."""
+    """Runs what the command line says.
+
+    Raises:
+        ValueError: no such setting, or the bundle is not what it should be.
+    """
     began = time.monotonic()
+    given = _parser().parse_args(arguments)
+    settings = [setting for setting in GRIDS[given.settings] if not given.only or setting.name in given.only]
+    if len(settings) < len(given.only or settings):
+        raise ValueError(f"not all of {given.only} are in {given.settings}: there are {[s.name for s in GRIDS[given.settings]]}")
+    if given.samples is not None:
+        settings = [dataclasses.replace(setting, samples=given.samples) if setting.samples else setting for setting in settings]
+    cuda = given.device == "cuda"
+    samples, width = given.recognizer_samples or (400_000 if cuda else 20_000), given.width or (32 if cuda else 16)
+    bundle, bf16 = read_bundle(given.bundle, given.sha256), cuda if given.bf16 is None else given.bf16
+    given.output.mkdir(parents=True, exist_ok=True)
+    work = Search(bundle, given.output, torch.device(given.device), samples, width, bf16)
+    work.prepare()
+    return search(work, settings, given.minutes, began)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--sha256", help="of the bundle; by default what FILE.sha256 says")
@@ -206,19 +230,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--samples", type=int, help="instead of each setting's own number")
     parser.add_argument("--recognizer-samples", type=int, help="of each recogniser trained here; 20,000 on the CPU, 400,000 on CUDA")
     parser.add_argument("--width", type=int, help="of those recognisers; 16 on the CPU, 32 on CUDA")
-    given = parser.parse_args(arguments)
-    settings = [setting for setting in GRIDS[given.settings] if not given.only or setting.name in given.only]
-    if given.samples is not None:
-        settings = [dataclasses.replace(setting, samples=given.samples) if setting.samples else setting for setting in settings]
-    if not settings:
-        raise ValueError(f"no setting of {given.settings} is among {given.only}: there are {[s.name for s in GRIDS[given.settings]]}")
-    cuda = given.device == "cuda"
-    samples, width = given.recognizer_samples or (400_000 if cuda else 20_000), given.width or (32 if cuda else 16)
-    given.output.mkdir(parents=True, exist_ok=True)
-    bundle, bf16 = read_bundle(given.bundle, given.sha256), cuda if given.bf16 is None else given.bf16
-    work = Search(bundle, given.output, torch.device(given.device), samples, width, bf16)
-    work.prepare()
-    return search(work, settings, given.minutes, began)
+    return parser
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def pack(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, An
     folds = {row["identity"]: int(row["fold"]) for row in csv.DictReader(arguments.folds.open())}
     doubted = {name for row in csv.reader(arguments.leave_out.open()) for name in row} if arguments.leave_out else set()
     train = _people(arguments.train, {name for name, fold in folds.items() if fold in arguments.train_folds} - doubted)
-    protected = _people(arguments.protected, None)
+    protected = _people(arguments.protected, {person.name for person in arguments.protected.iterdir()} - doubted)
     files, pairs, test_folds, tested = _pairs(arguments)
     for (one, left), (other, right) in ((("train", train), ("protected", protected)), (("train", train), ("test", tested))):
         if both := set(left) & set(right):
@@ -60,15 +60,21 @@ def pack(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, An
         "test": Pictures.of([file.read_bytes() for file in files], test_folds),
     }
     tensors = {f"{name}.{field}": getattr(part, field) for name, part in parts.items() for field in ("data", "ends", "people")}
-    steps, weights = unfold(arguments.recognizer.read_bytes())
-    reference = OnnxRecognizer.load(arguments.recognizer)
-    network = {"name": reference.name, "steps": steps, "mean": reference.mean, "std": reference.std}
-    _require_equal(reference, PackedRecognizer(steps, weights, reference.mean, reference.std))
+    network, weights = _recognizer(arguments.recognizer)
     start = MaskedAutoencoder.from_pretrained(arguments.start).state_dict() if arguments.start else {}
     tensors |= {f"recognizer.{name}": tensor for name, tensor in weights.items()} | {f"start.{n}": t.clone() for n, t in start.items()}
-    counts = {name: {"images": len(part), "people": len(part.people.unique())} for name, part in parts.items()} | {"pairs": len(pairs)}
+    counts: dict[str, Any] = {name: {"images": len(part), "people": len(part.people.unique())} for name, part in parts.items()}
+    counts |= {"test": {"images": len(files), "people": len(tested)}, "pairs": len(pairs)}
     facts = {"counts": counts, "recognizer": network, "train_folds": arguments.train_folds, "test_folds": arguments.test_folds}
     return tensors | {"pairs": torch.tensor(pairs)}, facts
+
+
+def _recognizer(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a bundle says of the recogniser, and its weights."""
+    steps, weights = unfold(path.read_bytes())
+    reference = OnnxRecognizer.load(path)
+    _require_equal(reference, PackedRecognizer(steps, weights, reference.mean, reference.std))
+    return {"name": reference.name, "steps": steps, "mean": reference.mean, "std": reference.std}, weights
 
 
 def unfold(model: bytes) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -124,9 +130,9 @@ def _require_equal(reference: OnnxRecognizer, packed: PackedRecognizer) -> None:
         raise ValueError(f"{reference.name}: the packed graph differs from onnxruntime by {gap:.2g}: give one of plain convolutions")
 
 
-def _people(folder: Path, names: set[str] | None) -> dict[str, list[Path]]:
+def _people(folder: Path, names: set[str]) -> dict[str, list[Path]]:
     """Files of each person, those with most pictures first: they give the relation graph its genuine edges."""
-    chosen = (person for person in sorted(folder.iterdir()) if person.is_dir() and (names is None or person.name in names))
+    chosen = (person for person in sorted(folder.iterdir()) if person.is_dir() and person.name in names)
     people = {person.name: sorted(person.glob("*.jpg")) for person in chosen}
     if not any(people.values()):
         raise ValueError(f"{folder} holds no PERSON/IMAGE.jpg of the people asked for: check --train-folds")
@@ -170,7 +176,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("train", "protected", "test", "pairs", "folds", "recognizer", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--leave-out", type=Path, help="CSV whose every cell is a person that must not be trained on")
+    parser.add_argument("--leave-out", type=Path, help="CSV whose every cell is a person to leave out of training and protected people")
     parser.add_argument("--start", type=Path, help="weights folder of a masked autoencoder to start from")
     parser.add_argument("--train-folds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5, 6])
     parser.add_argument("--test-folds", type=int, nargs="+", default=[7, 8])

@@ -197,11 +197,12 @@ def test_nobody_may_be_trained_on_and_tested_with(packed: Path) -> None:
 
 
 def test_people_left_out_are_not_packed(packed: Path) -> None:
-    (packed.parent / "doubt.csv").write_text("a,b\nsomebody,train2\n")
+    (packed.parent / "doubt.csv").write_text("a,b\nprotected1,train2\n")
     pack.main([*arguments(packed.parent, output="fewer"), "--leave-out", str(packed.parent / "doubt.csv")])
     fewer, all_people = read_bundle(packed.parent / "fewer").train, read_bundle(packed).train
     assert (len(fewer), len(all_people)) == (6, 8)
     assert fewer.people.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(read_bundle(packed.parent / "fewer").protected) == 6
 
 
 def test_leakage_and_utility_are_the_shares_that_a_plain_search_finds() -> None:

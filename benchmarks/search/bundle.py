@@ -139,7 +139,7 @@ def read_bundle(path: Path, expected: str | None = None) -> Bundle:
 
 def _assemble(tensors: dict[str, Tensor], facts: dict[str, Any], path: Path) -> Bundle:
     try:
-        parts = {name: Pictures(*(tensors[f"{name}.{field}"] for field in ("data", "ends", "people"))) for name in _PARTS}
+        parts: dict[str, Any] = {name: Pictures(*(tensors[f"{name}.{field}"] for field in ("data", "ends", "people"))) for name in _PARTS}
         network = facts["recognizer"]
         packed = PackedRecognizer(network["steps"], _under("recognizer.", tensors), network["mean"], network["std"])
         bundle = Bundle(**parts, pairs=tensors["pairs"], recognizer=packed, start=_under("start.", tensors), facts=facts)

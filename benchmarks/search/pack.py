@@ -150,7 +150,7 @@ def _pairs(arguments: argparse.Namespace) -> tuple[list[Path], list[list[int]], 
     head, *lines = arguments.pairs.read_text().split("\n")
     block = 2 * int(head.split()[1])
     rows: dict[Path, int] = {}
-    pairs, folds, names = [], [], {}
+    pairs, folds, names = list[list[int]](), list[int](), dict[str, None]()
     for fold in arguments.test_folds:
         for line in lines[(fold - 1) * block : fold * block]:
             fields = line.split()

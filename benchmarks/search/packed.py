@@ -38,6 +38,8 @@ class PackedRecognizer(nn.Module):
         for name, slot in self._slots.items():
             self.register_buffer(slot, tensors[name])
         # x in [-1, 1] is picture/127.5 - 1: ((x + 1)/2 - mean)/std = x * scale + shift
+        self.scale: Tensor
+        self.shift: Tensor
         center, spread = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
         self.register_buffer("scale", 0.5 / spread)
         self.register_buffer("shift", (0.5 - center) / spread)

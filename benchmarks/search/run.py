@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,9 @@ def search(work: Search, settings: list[Setting], minutes: float, began: float) 
     end = began + 60 * minutes
     about = {"schema": 1, "bundle": {"sha256": work.bundle.sha256, **_counts(work.bundle)}, **_where(work), "command": _command()}
     jobs: list[tuple[str, Callable[[float], dict[str, Any]]]] = [
-        (name, lambda _, draw=draw: work.measure(draw())) for name, draw in work.references().items()
+        (name, partial(_reference, work, draw)) for name, draw in work.references().items()
     ]
-    jobs += [(setting.name, lambda seconds, setting=setting: work.run(setting, seconds)) for setting in settings]
+    jobs += [(setting.name, partial(work.run, setting)) for setting in settings]
     known = {setting.name: dataclasses.asdict(setting) for setting in settings}
     rows: dict[str, Any] = {}
     for number, (name, job) in enumerate(jobs):
@@ -144,6 +145,10 @@ def search(work: Search, settings: list[Setting], minutes: float, began: float) 
         (work.output / "search.md").write_text(table(rows))
         print(table({name: row}).splitlines()[-1], flush=True)
     return result
+
+
+def _reference(work: Search, draw: Callable[[], Any], _seconds: float) -> dict[str, Any]:
+    return work.measure(draw())
 
 
 def _kept(work: Search, name: str, conditions: dict[str, Any]) -> dict[str, Any] | None:

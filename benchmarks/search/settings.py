@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import timm
 
@@ -38,7 +39,7 @@ class Setting:
     mask_ratio: float = 0.75
     patch: int = 16
     size: str = "tiny"
-    decoder: dict[str, int] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
     batch: int = 64
     people: int = 12
     lr: float = 5e-4
@@ -58,10 +59,10 @@ class Setting:
         return model
 
 
-MSE = {"relation": 0.0, "pixel": 1.0}
-IRM = {"relation": 1.0, "pixel": 0.0}
-INSTANCE = {"relation": 1.0, "pixel": 0.0, "instance": 1.0}
-PIXEL = {"relation": 1.0, "pixel": 5.0}
+MSE: dict[str, Any] = {"relation": 0.0, "pixel": 1.0}
+IRM: dict[str, Any] = {"relation": 1.0, "pixel": 0.0}
+INSTANCE: dict[str, Any] = {"relation": 1.0, "pixel": 0.0, "instance": 1.0}
+PIXEL: dict[str, Any] = {"relation": 1.0, "pixel": 5.0}
 
 
 def _ablation() -> list[Setting]:

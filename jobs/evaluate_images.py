@@ -36,6 +36,10 @@ class Images(ABC):
         """Keys of which there is no image."""
         return ()
 
+    def name_of(self, key: str) -> str:
+        """What a user calls an image."""
+        return key
+
     @abstractmethod
     def reader(self) -> Read:
         """The bytes of an image by its key; to be called in threads."""
@@ -73,6 +77,11 @@ class BinImages(Images):
     def reader(self) -> Read:
         """Holds the file."""
         return {digest(image): image for image in read_bin(read_url(self._file)).images}.__getitem__
+
+    def name_of(self, key: str) -> str:
+        """The file, and the number of the image in it, from 0."""
+        images = read_bin(read_url(self._file)).images
+        return f"{self._file}, image {[digest(image) for image in images].index(key)}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def _pictures(sources: Sequence[Images], options: Options, pool: Executor | None
         seen.update(source.keys)
         if not fresh:
             continue
-        decoded = partial(_decode, source.reader(), options)
+        decoded = partial(_decode, source, source.reader(), options)
         for keys, pictures in ahead_map(pool, decoded, chunks(fresh, options.batch_size), options.threads + 1):
             if keys:
                 yield keys, pictures
@@ -152,7 +161,7 @@ def _pictures(sources: Sequence[Images], options: Options, pool: Executor | None
     bar.update((bar.total or 0) - bar.n)
 
 
-def _decode(read: Read, options: Options, keys: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def _decode(source: Images, read: Read, options: Options, keys: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The images that decode, and their pixels uint8 (N, 112, 112, 3), the same that ``facemae ingest`` would take."""
     kept, pictures = list[str](), np.empty((len(keys), SIZE, SIZE, 3), np.uint8)
     for key in keys:
@@ -162,7 +171,7 @@ def _decode(read: Read, options: Options, keys: Sequence[str]) -> tuple[list[str
             if options.skip:
                 continue
             remedy = " Leave it out with --skip-missing" + (", or scale it with --resize" if error.reason == "wrong-size" else "")
-            raise ValueError(f"{key}: {str(error).partition(', or run ingest')[0]}.{remedy}") from None
+            raise ValueError(f"{source.name_of(key)}: {str(error).partition(', or run ingest')[0]}.{remedy}") from None
         kept.append(key)
     return kept, pictures[: len(kept)]
 

@@ -145,7 +145,7 @@ def test_a_bin_file_that_is_none(world: Path, tmp_path: Path, capsys: pytest.Cap
     file.write_bytes(good)
     assert "lfw.bin: 2 pairs cannot be cut into 10 folds" in fails(capsys, command)
     file.write_bytes(pickle.dumps(([image, *(b"no picture %d" % i for i in range(19))], [True, False] * 5), 4))
-    assert "no JPEG, PNG, WebP or BMP" in fails(capsys, command)
+    assert "lfw.bin, image 1: no JPEG, PNG, WebP or BMP" in fails(capsys, command)
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 

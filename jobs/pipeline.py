@@ -100,7 +100,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
         job(embed, embed.EmbedConfig, {}, "embed", input=training, recognizer=inside, **ray),
         job(train, train.TrainConfig, config.train, "train", data=training, recognizer=inside, output=weights),
         job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
-        job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=weights, **ray),
+        job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=lineage, **ray),
         job(leakage, leakage.LeakageConfig, config.leakage, "leakage", **pair, recognizer=attackers, output=results, rekey=rekey, **ray),
         job(report, report.ReportConfig, config.report, "report", output=results, weights=lineage, rekey=rekey),
         job(verify, verify.VerifyConfig, {}, "verify original", root=original),

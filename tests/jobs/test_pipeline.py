@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from cluster.seaweedfs import Endpoint
 from jobs import pipeline
 from jobs.command import UsageError, from_mapping
 from jobs.pipeline import PipelineConfig
+from jobs.protect import ProtectConfig, method_options
 
 CONTENT = {
     "recognizer": "inside",
@@ -80,3 +82,9 @@ def test_the_demo_s_file_is_a_valid_pipeline(tmp_path: Path) -> None:
     steps = [name for name, _, _ in pipeline.plan(from_mapping(PipelineConfig, content, where="demo.yaml", complete=True))]
     assert steps[:2] == ["training", "pretrain inside"]
     assert steps[-1] == "verify protected"
+
+
+def test_a_protection_without_weights_gets_none(tmp_path: Path) -> None:
+    steps = {name: settings for name, _, settings in pipeline.plan(_config(str(tmp_path / "root"), tmp_path, protect={"method": "blur"}))}
+    assert getattr(steps["protect"], "weights", "") is None
+    assert method_options(cast(ProtectConfig, steps["protect"])) == {"strength": 4.0}

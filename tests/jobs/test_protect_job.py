@@ -23,8 +23,8 @@ def config(**changes: Any) -> ProtectConfig:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"method": "none", "seed": 5, "weights": "w"}, {}),
-        ({"method": "blur", "weights": "w"}, {"strength": 4.0}),
+        ({"method": "none"}, {}),
+        ({"method": "blur"}, {"strength": 4.0}),
         ({"method": "pixelate", "strength": 16.0}, {"strength": 16}),
         ({"method": "noise", "seed": 5}, {"seed": 5, "strength": 50.0}),
         ({"method": "random_mask", "options": {"patch_size": 8}}, {"seed": 0, "strength": 0.75, "patch_size": 8}),
@@ -45,6 +45,8 @@ def test_every_method_gets_the_flags_that_it_knows(changes: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"method": "none", "weights": "w"}, "--weights: none has none, leave it out"),
+        ({"method": "blur", "seed": 5}, "--seed: blur has none, leave it out"),
         ({"weights": "w", "strength": 0.5, "mask_ratio": 0.5}, "--strength and --mask-ratio are the same"),
         ({"method": "blur", "mask_ratio": 0.5}, "--mask-ratio is for facemae and mae: blur takes --strength"),
         ({"method": "none", "strength": 2.0}, "--strength 2: the method none has no strength"),

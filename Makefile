@@ -11,7 +11,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: help demo test test-all faults fuzz lint bench lock clean
 
 help:
-	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 5 minutes on 2 cores)"
+	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
 	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed, secrets searched (about 35 minutes on 2 cores)"
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"

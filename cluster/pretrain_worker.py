@@ -30,18 +30,15 @@ ONNX_FILE = "recognizer.onnx"
 class RecognizerTrainer(Trainer[PretrainJob]):
     """One rank of a pretraining: a share of the pictures, and a share of the class centres (Partial FC, arXiv 2203.15565)."""
 
-    def __init__(self, job: PretrainJob, board: Any) -> None:
-        super().__init__(job, board)
-        self.head = self._start_head()
-
     def start_engine(self, start: Checkpoint | None) -> Any:
-        """The backbone in DeepSpeed with SGD."""
+        """The backbone in DeepSpeed with SGD; and beside it the head, which DeepSpeed must not average."""
         recipe, model = self.job.recipe, self._backbone()
         if start is not None:
             load_weights(model, start)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(self.job.deepspeed), dist_init_required=False)[0]
         load_optimizer(engine, start)
+        self.head = self._start_head(start, engine.device)
         return engine
 
     def step(self, number: int, batch: Batch) -> dict[str, Tensor]:
@@ -91,14 +88,14 @@ class RecognizerTrainer(Trainer[PretrainJob]):
         with local_weights(recipe.init) as folder:
             return load_backbone(folder, recipe.dim)
 
-    def _start_head(self) -> PartialFC:
+    def _start_head(self, start: Checkpoint | None, device: torch.device) -> PartialFC:
         recipe = self.job.recipe
         margin = create_margin(recipe.margin, margin=recipe.margin_value, scale=recipe.scale)
-        head = PartialFC(recipe.dim, recipe.num_classes, margin, recipe.rate, recipe.seed).to(self.engine.device)
-        if self.start is not None:
+        head = PartialFC(recipe.dim, recipe.num_classes, margin, recipe.rate, recipe.seed).to(device)
+        if start is not None:
             for name, buffer in margin.named_buffers():
-                buffer.copy_(self.start.tensors[f"margin/{name}"])
-            start, centers, _ = head.rows()
-            for first, tables in load_rows(self.store, self.start.facts["parts"], start, start + len(centers)):
+                buffer.copy_(start.tensors[f"margin/{name}"])
+            mine, centers, _ = head.rows()
+            for first, tables in load_rows(self.store, start.facts["parts"], mine, mine + len(centers)):
                 head.load_rows(first, tables["weight"], tables["momentum"])
         return head

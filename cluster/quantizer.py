@@ -112,10 +112,10 @@ def neighbours_first(centroids: np.ndarray) -> np.ndarray:
     their first principal component. Returns int64 (C,)."""
     if len(centroids) <= 2:
         return np.arange(len(centroids))
-    centred = centroids.astype(np.float64) - centroids.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred @ centred.T if len(centroids) < centroids.shape[1] else centred.T @ centred)
+    centered = centroids.astype(np.float64) - centroids.mean(axis=0)
+    values, vectors = np.linalg.eigh(centered @ centered.T if len(centroids) < centroids.shape[1] else centered.T @ centered)
     axis = vectors[:, int(np.argmax(values))]
-    position = axis if len(centroids) < centroids.shape[1] else centred @ axis
+    position = axis if len(centroids) < centroids.shape[1] else centered @ axis
     order = np.argsort(position, kind="stable")
     halves: Sequence[np.ndarray] = np.array_split(order, 2)
     return np.concatenate([half[neighbours_first(centroids[half])] for half in halves])

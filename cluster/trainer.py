@@ -58,7 +58,6 @@ class Trainer(ABC, Generic[JobT]):
     """One rank of a training.
 
     Attributes:
-        start: the checkpoint that it goes on from, or None.
         first: steps done before.
         engine: DeepSpeed's, around the network.
     """
@@ -68,10 +67,10 @@ class Trainer(ABC, Generic[JobT]):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.store = open_store(job.output)
         self.checkpoints = Checkpoints(self.store, job.options.keep_checkpoints)
-        self.start = self._newest_checkpoint()
-        self.first = 0 if self.start is None else self.start.step
-        self.metrics: dict[str, float] = {} if self.start is None else self.start.facts.get("metrics", {})
-        self.engine = self.start_engine(self.start)
+        start = self._newest_checkpoint()  # not kept: it is three times the weights
+        self.first = 0 if start is None else start.step
+        self.metrics: dict[str, float] = {} if start is None else start.facts.get("metrics", {})
+        self.engine = self.start_engine(start)
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._publishing: Future[None] | None = None
 
@@ -91,9 +90,9 @@ class Trainer(ABC, Generic[JobT]):
         """This rank's batches."""
         return self.open_stream()
 
-    def grid(self, batch: Batch) -> np.ndarray:
-        """A picture of what is trained, uint8 (H, W, 3). Every rank must call it (ZeRO 3 gathers)."""
-        raise NotImplementedError(f"{type(self).__name__} draws nothing: grid_every must be 0")
+    def grid(self, batch: Batch) -> np.ndarray | None:
+        """A picture of what is trained, uint8 (H, W, 3); None: nothing to see. Every rank must call it (ZeRO 3 gathers)."""
+        return None
 
     def capture(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds whole, on rank 0. Every rank must call it."""
@@ -115,8 +114,8 @@ class Trainer(ABC, Generic[JobT]):
                 if options.log_keys:
                     keys.add(done, batch.epoch, batch.keys)
                 stop = telemetry.step(done, metrics, len(batch.keys))
-                if options.grid_every and done % options.grid_every == 0:
-                    telemetry.grid(done, self.grid(batch))
+                if options.grid_every and done % options.grid_every == 0 and (picture := self.grid(batch)) is not None:
+                    telemetry.grid(done, picture)
                 if stop:
                     break
                 if done % options.checkpoint_every == 0 and done < job.steps:

@@ -36,7 +36,7 @@ def add_network(
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/network".encode()).digest()[:7], "little"))
     x, y, labels = (torch.from_numpy(rows) for rows in (protected, originals, identities))
     weight, offset = (torch.from_numpy(linear[name]) for name in ("linear", "offset"))
-    centre, spread, size = _scales(x, weight, offset)
+    center, spread, size = _scales(x, weight, offset)
     weight, offset = weight / size, offset / size  # estimates of about unit length, as the originals are
     dim = x.shape[1]
     hidden, bias = torch.randn(dim, HIDDEN, generator=generator), torch.randn(HIDDEN, generator=generator)
@@ -47,13 +47,13 @@ def add_network(
     for _ in range(steps):
         rows = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator)
         given = x[rows].float()
-        added = functional.relu((given - centre) / spread @ trained[0] + trained[1]) @ trained[2]
+        added = functional.relu((given - center) / spread @ trained[0] + trained[1]) @ trained[2]
         optimizer.zero_grad()
         contrast(given @ weight + offset + added, y[rows].float(), labels[rows]).backward()
         optimizer.step()
         schedule.step()
     hidden, bias, out = (tensor.detach() for tensor in trained)
-    found = {"linear": weight, "offset": offset, "hidden": hidden / spread, "bias": bias - centre / spread @ hidden, "out": out}
+    found = {"linear": weight, "offset": offset, "hidden": hidden / spread, "bias": bias - center / spread @ hidden, "out": out}
     return {name: tensor.numpy() for name, tensor in found.items()}
 
 
@@ -77,7 +77,7 @@ def contrast(estimates: Tensor, originals: Tensor, identities: Tensor) -> Tensor
 def _scales(x: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean row (D,) and root mean squared distance from it, and the mean length of the linear estimates; a block at a time."""
     blocks = x.split(8192)
-    centre = torch.stack([rows.double().sum(0) for rows in blocks]).sum(0).div(len(x)).float()
-    spread = torch.stack([(rows.float() - centre).square().sum() for rows in blocks]).sum().div(len(x)).sqrt()
+    center = torch.stack([rows.double().sum(0) for rows in blocks]).sum(0).div(len(x)).float()
+    spread = torch.stack([(rows.float() - center).square().sum() for rows in blocks]).sum().div(len(x)).sqrt()
     size = torch.stack([(rows.float() @ weight + offset).norm(dim=1).sum() for rows in blocks]).sum() / len(x)
-    return centre, spread.clamp(min=1e-6), size.clamp(min=1e-12)
+    return center, spread.clamp(min=1e-6), size.clamp(min=1e-12)

@@ -23,11 +23,11 @@ def wilson(hits: np.ndarray, queries: np.ndarray | float) -> tuple[np.ndarray, n
     """
     trials = np.where(np.greater(queries, 0), queries, 1.0)
     share, square = np.asarray(hits) / trials, _Z**2 / trials
-    centre = (share + square / 2) / (1 + square)
+    center = (share + square / 2) / (1 + square)
     half = np.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
     # rounding must not leave a share of exactly 0 or 1 outside its own interval
-    low = np.where(np.equal(hits, 0), 0.0, np.maximum(centre - half, 0.0))
-    high = np.where(np.equal(hits, queries), 1.0, np.minimum(centre + half, 1.0))
+    low = np.where(np.equal(hits, 0), 0.0, np.maximum(center - half, 0.0))
+    high = np.where(np.equal(hits, queries), 1.0, np.minimum(center + half, 1.0))
     return low, high
 
 

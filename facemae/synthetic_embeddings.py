@@ -108,8 +108,8 @@ class SyntheticEmbeddings:
         first = number * self.shard_identities
         people = np.arange(first, min(first + self.shard_identities, self.num_identities))
         identities = np.repeat(people, self.images)
-        centres = np.repeat(_unit(rng.standard_normal((len(people), self.dim), np.float32)), self.images, axis=0)
-        originals = _turned(centres, self.within**0.5, rng)
+        centers = np.repeat(_unit(rng.standard_normal((len(people), self.dim), np.float32)), self.images, axis=0)
+        originals = _turned(centers, self.within**0.5, rng)
         leaked = rng.random(len(identities)) < np.repeat(self._shares(len(people), rng), self.images)
         free = _unit(rng.standard_normal(originals.shape, np.float32))
         protected = np.where(leaked[:, None], _turned(originals, _COPY, rng), free)

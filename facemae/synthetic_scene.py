@@ -93,7 +93,7 @@ class Scene:
 
     def _area(self, left: float, top: float, right: float, bottom: float) -> Area:
         """Rows and columns of a rectangle given in template units."""
-        pixels = [round((edge + centre) * self.size / TEMPLATE) for edge, centre in
+        pixels = [round((edge + center) * self.size / TEMPLATE) for edge, center in
                   ((top, CENTRE_Y), (bottom, CENTRE_Y), (left, CENTRE_X), (right, CENTRE_X))]  # fmt: skip
         first, last, start, stop = (min(max(pixel, 0), self.size) for pixel in pixels)
         return slice(first, last), slice(start, stop)

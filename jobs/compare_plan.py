@@ -13,6 +13,7 @@ from cluster.dataset import Dataset
 from cluster.inputs import require_apart
 from cluster.protect import describe_protection, require_people
 from cluster.store import join_url
+from facemae.protection.noise_source import SECRET_SEED
 from facemae.recognizer.pixels import PIXELS
 from jobs.attack import embedders_of
 from jobs.command import RayConfig, UsageError, from_mapping
@@ -80,8 +81,11 @@ def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: 
     ray, cells = {"num_workers": config.num_workers}, Path(config.folder) / "cells" / name
     draft = _section(ProtectConfig, "protections", section, {"input": config.data, "output": "", **ray}, where=f"protections {name}")
     # an unknown method, a strength out of range, weights of another kind, too few people for it: refused now, without Ray
-    require_people(Dataset(config.data), describe_protection(draft.method, method_options(draft)))
+    description = describe_protection(draft.method, method_options(draft))
+    require_people(Dataset(config.data), description)
     made = {**_settings(draft, "protections"), "data": source}
+    if SECRET_SEED in description:  # whoever has it takes the noise away again: records are shown around
+        made["seed"] = description[SECRET_SEED]
     if draft.weights is not None:
         made["weights"] = weights_digest(draft.weights)
     protected = join_url(config.root, "protected", f"{name}-{fingerprint(made)[:DIGITS]}")
@@ -179,8 +183,11 @@ def commands(cell: Cell) -> list[str]:
     onnx = recognizer_of(first.pretrain.output)
     shown |= {first.pretrain.output: "RUN", onnx: "RUN/weights/recognizer.onnx", first.evaluate.output: "OUT"}
     pretrain = _command("pretrain", dataclasses.replace(first.pretrain, seed=0), shown)  # 0 is the default, which is not shown
+    protect = _command("protect", cell.protect, shown)
+    if isinstance(cell.settings["protect"].get("seed"), str):
+        protect = re.sub(r" --seed \S+", " --seed SECRET", protect)
     return [
-        _command("protect", cell.protect, shown),
+        protect,
         _command("leakage", cell.leakage, shown),
         f"{pretrain} --seed SEED  # SEED: {seeds}",
         _command("evaluate", first.evaluate, shown),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+SECRET_SEED = "seed_sha256"
+"""The key under which a description has a secret seed's hash, in place of the seed."""
 MIN_SEED_BITS = 96
 """A shorter seed can be guessed: its hash is in the lineage, and tells when a guess is right (our reading of "enough")."""
 
@@ -29,7 +31,7 @@ def uniform(words: np.ndarray) -> np.ndarray:
 
 def seed_facts(seed: int) -> dict[str, Any]:
     """What a lineage may say of a seed that must stay secret: its SHA-256, and a warning where it can be guessed from that."""
-    facts = {"seed_sha256": sha256(f"facemae noise seed {seed}".encode()).hexdigest()}
+    facts = {SECRET_SEED: sha256(f"facemae noise seed {seed}".encode()).hexdigest()}
     if abs(seed).bit_length() >= MIN_SEED_BITS:
         return facts
     warning = f"the seed has fewer than {MIN_SEED_BITS} bits: whoever guesses it computes the noise and takes it away again"

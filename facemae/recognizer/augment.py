@@ -95,8 +95,8 @@ def _crop(images: Tensor, crop: float, size: Tensor, x: Tensor, y: Tensor) -> Te
 
     def positions(count: int, place: Tensor) -> Tensor:
         """Where output pixels lie in the input, (N, count) on grid_sample's scale of -1 to 1."""
-        centres = (torch.arange(count, device=images.device) + 0.5) / count
-        return 2 * ((place * (1 - side)).unsqueeze(1) + side.unsqueeze(1) * centres) - 1
+        centers = (torch.arange(count, device=images.device) + 0.5) / count
+        return 2 * ((place * (1 - side)).unsqueeze(1) + side.unsqueeze(1) * centers) - 1
 
     height, width = images.shape[2:]
     columns = positions(width, x).unsqueeze(1).expand(-1, height, -1)

@@ -15,20 +15,20 @@ _GOLDEN_RATIO = 0x9E3779B97F4A7C15  # splitmix64's increment (Steele, Lea, Flood
 _SHIFTS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
-def draw_centres(start: int, stop: int, dim: int, seed: int) -> Tensor:
+def draw_centers(start: int, stop: int, dim: int, seed: int) -> Tensor:
     """The first centres of classes start .. stop - 1, from N(0, 0.01^2): a function of (seed, class) alone.
 
     Returns:
         (stop - start, dim) float32, on the CPU.
     """
-    centres = torch.empty(stop - start, dim)
+    centers = torch.empty(stop - start, dim)
     for block in range(start // INITIAL_BLOCK, -(-stop // INITIAL_BLOCK)):
         first = block * INITIAL_BLOCK
         generator = torch.Generator().manual_seed(_hash(f"centres/{seed}/{block}"))
         drawn = torch.randn(INITIAL_BLOCK, dim, generator=generator).mul_(0.01)
         begin, end = max(start, first), min(stop, first + INITIAL_BLOCK)
-        centres[begin - start : end - start] = drawn[begin - first : end - first]
-    return centres
+        centers[begin - start : end - start] = drawn[begin - first : end - first]
+    return centers
 
 
 def sample_classes(start: int, stop: int, rate: float, seed: int, step: int, device: torch.device | str = "cpu") -> Tensor:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from facemae.recognizer.class_sampling import draw_centres, sample_classes
+from facemae.recognizer.class_sampling import draw_centers, sample_classes
 from facemae.recognizer.margin import Margin
 from facemae.recognizer.sharded_softmax import ShardedSoftmax, take
 from facemae.relation import gather_rows
@@ -39,14 +39,14 @@ class PartialFC(nn.Module):
     the type of the module (`half()`, `bfloat16()`).
 
     Attributes:
-        centres: (stop - start, dim) float32, this rank's.
+        centers: (stop - start, dim) float32, this rank's.
         momentum: the same shape, of SGD.
         margin: what makes the true class harder; it is called with the global batch on every rank.
         start: this rank's first class.
         stop: the class after its last.
     """
 
-    centres: Tensor
+    centers: Tensor
     momentum: Tensor
 
     def __init__(
@@ -75,7 +75,7 @@ class PartialFC(nn.Module):
         self.group, self.world_size = group, dist.get_world_size(group) if distributed else 1
         rank = dist.get_rank(group) if distributed else 0
         self.start, self.stop = num_classes * rank // self.world_size, num_classes * (rank + 1) // self.world_size
-        self.register_buffer("centres", draw_centres(self.start, self.stop, dim, seed), persistent=False)
+        self.register_buffer("centers", draw_centers(self.start, self.stop, dim, seed), persistent=False)
         self.register_buffer("momentum", torch.zeros(self.stop - self.start, dim), persistent=False)
         self._batch: ShardedSoftmax | None = None
 
@@ -120,27 +120,27 @@ class PartialFC(nn.Module):
         batch, self._batch = self._batch, None
         if batch is None or not batch.has_gradient:
             raise RuntimeError("no gradient to apply: call forward and backward before each update")
-        with torch.autocast(device_type=self.centres.device.type, enabled=False):
+        with torch.autocast(device_type=self.centers.device.type, enabled=False):
             for part, index in batch.blocks():
-                centres, velocity = take(self.centres, index), take(self.momentum, index)
-                velocity.mul_(momentum).add_(batch.centre_gradient(part, centres)).add_(centres, alpha=weight_decay)
-                centres.sub_(velocity, alpha=lr)
+                centers, velocity = take(self.centers, index), take(self.momentum, index)
+                velocity.mul_(momentum).add_(batch.center_gradient(part, centers)).add_(centers, alpha=weight_decay)
+                centers.sub_(velocity, alpha=lr)
                 if isinstance(index, Tensor):  # they are copies, not views
-                    self.centres.index_copy_(0, index, centres)
+                    self.centers.index_copy_(0, index, centers)
                     self.momentum.index_copy_(0, index, velocity)
         del batch.scores  # the largest tensor here goes now, also where the caller still holds the loss
 
     def rows(self) -> tuple[int, Tensor, Tensor]:
         """This rank's piece of a checkpoint: its first class, centres and momentum (the tensors themselves, no copies)."""
-        return self.start, self.centres, self.momentum
+        return self.start, self.centers, self.momentum
 
     @torch.no_grad()
-    def load_rows(self, start: int, centres: Tensor, momentum: Tensor) -> int:
+    def load_rows(self, start: int, centers: Tensor, momentum: Tensor) -> int:
         """Take what is this rank's from a piece of a checkpoint that any number of ranks wrote.
 
         Args:
             start: the piece's first class.
-            centres: (m, dim) centres of the classes start .. start + m - 1.
+            centers: (m, dim) centres of the classes start .. start + m - 1.
             momentum: (m, dim).
 
         Returns:
@@ -149,16 +149,16 @@ class PartialFC(nn.Module):
         Raises:
             ValueError: the piece has another shape than these classes.
         """
-        stop = start + len(centres)
-        if centres.shape != (stop - start, self.dim) or momentum.shape != centres.shape or not 0 <= start <= stop <= self.num_classes:
+        stop = start + len(centers)
+        if centers.shape != (stop - start, self.dim) or momentum.shape != centers.shape or not 0 <= start <= stop <= self.num_classes:
             raise ValueError(
-                f"rows from class {start} of shapes {tuple(centres.shape)} and {tuple(momentum.shape)} are no piece of "
+                f"rows from class {start} of shapes {tuple(centers.shape)} and {tuple(momentum.shape)} are no piece of "
                 f"{self.num_classes} classes x {self.dim}: load a checkpoint of the same classes and dim"
             )
         first, last = max(start, self.start), min(stop, self.stop)
         if first >= last:
             return 0
-        for table, piece in ((self.centres, centres), (self.momentum, momentum)):
+        for table, piece in ((self.centers, centers), (self.momentum, momentum)):
             table[first - self.start : last - self.start].copy_(piece[first - start : last - start])
         return last - first
 
@@ -167,11 +167,11 @@ class PartialFC(nn.Module):
         columns = ((labels >= self.start) & (labels < self.stop)).nonzero().squeeze(1)
         owned = labels[columns] - self.start
         if self.rate == 1:
-            return ShardedSoftmax(self.centres, None, columns, owned, self.group)
+            return ShardedSoftmax(self.centers, None, columns, owned, self.group)
         chosen = sample_classes(self.start, self.stop, self.rate, self.seed, step, labels.device)
         chosen[owned] = True
         kept = chosen.nonzero().squeeze(1)
-        return ShardedSoftmax(self.centres, kept, columns, torch.searchsorted(kept, owned), self.group)
+        return ShardedSoftmax(self.centers, kept, columns, torch.searchsorted(kept, owned), self.group)
 
     def _checked(self, labels: Tensor) -> Tensor:
         """The labels of the global batch. Each rank sees all of them, so all raise together and none waits for another."""

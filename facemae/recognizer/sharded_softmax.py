@@ -30,25 +30,25 @@ class ShardedSoftmax:
     """
 
     def __init__(
-        self, centres: Tensor, kept: Tensor | None, columns: Tensor, places: Tensor, group: dist.ProcessGroup | None = None
+        self, centers: Tensor, kept: Tensor | None, columns: Tensor, places: Tensor, group: dist.ProcessGroup | None = None
     ) -> None:
         """Nothing is computed yet.
 
         Args:
-            centres: (C, dim) float32, the rank's.
-            kept: int64 (K,) the rows of `centres` that take part, ascending; None: all.
+            centers: (C, dim) float32, the rank's.
+            kept: int64 (K,) the rows of `centers` that take part, ascending; None: all.
             columns: int64 (M,) rows of the global batch whose class is this rank's.
             places: int64 (M,) where among the kept the class of each lies.
             group: the ranks.
         """
-        self.centres, self.kept, self.columns, self.places, self.group = centres, kept, columns, places, group
-        self.num_kept = len(centres) if kept is None else len(kept)
+        self.centers, self.kept, self.columns, self.places, self.group = centers, kept, columns, places, group
+        self.num_kept = len(centers) if kept is None else len(kept)
         self.has_gradient = False
 
     def loss(self, rows: Tensor, margin: Margin) -> Tensor:
         """Mean cross entropy of the global batch, the same on every rank.
 
-        Its backward pass gives the whole gradient by `rows`, on every rank, and makes `centre_gradient` ready.
+        Its backward pass gives the whole gradient by `rows`, on every rank, and makes `center_gradient` ready.
 
         Args:
             rows: (N, dim) float32 embeddings of the global batch, of any length.
@@ -60,7 +60,7 @@ class ShardedSoftmax:
 
     def blocks(self) -> Iterator[tuple[slice, slice | Tensor]]:
         """Blocks of `scores`, and for each what `take` finds its centres by."""
-        size = _BLOCK_ROWS.get(self.centres.device.type, _MOST_ROWS)
+        size = _BLOCK_ROWS.get(self.centers.device.type, _MOST_ROWS)
         for begin in range(0, self.num_kept, size):
             part = slice(begin, min(begin + size, self.num_kept))
             yield part, part if self.kept is None else self.kept[part]
@@ -70,10 +70,10 @@ class ShardedSoftmax:
         self.unit = unit.detach()  # not the graph behind it: this outlives the backward pass
         self.scores, self.shrink = unit.new_empty(self.num_kept, len(unit)), unit.new_empty(self.num_kept, 1)
         for part, index in self.blocks():
-            centres = take(self.centres, index)
+            centers = take(self.centers, index)
             # A zero centre divides by functional.normalize's epsilon.
-            torch.linalg.vector_norm(centres, dim=1, keepdim=True, out=self.shrink[part]).clamp_min_(1e-12).reciprocal_()
-            torch.mm(centres, unit.T, out=self.scores[part]).mul_(self.shrink[part])
+            torch.linalg.vector_norm(centers, dim=1, keepdim=True, out=self.shrink[part]).clamp_min_(1e-12).reciprocal_()
+            torch.mm(centers, unit.T, out=self.scores[part]).mul_(self.shrink[part])
         true_cosines = unit.new_zeros(len(unit))
         true_cosines[self.columns] = self.scores[self.places, self.columns]
         return self.reduce(true_cosines, dist.ReduceOp.SUM)
@@ -94,15 +94,15 @@ class ShardedSoftmax:
         self.scores[self.places, self.columns] = true_gradient[self.columns]
         gradient = torch.zeros_like(self.unit)
         for part, index in self.blocks():
-            gradient.addmm_(self.scores[part].mul_(self.shrink[part]).T, take(self.centres, index))
+            gradient.addmm_(self.scores[part].mul_(self.shrink[part]).T, take(self.centers, index))
         self.has_gradient = True
         return self.reduce(gradient, dist.ReduceOp.SUM)
 
-    def centre_gradient(self, part: slice, centres: Tensor) -> Tensor:
+    def center_gradient(self, part: slice, centers: Tensor) -> Tensor:
         """The gradient by a block of centres: what pulls along a centre is taken out, its length has no say in a cosine."""
         gradient = self.scores[part] @ self.unit
-        along = torch.linalg.vecdot(gradient, centres).unsqueeze(1).mul_(self.shrink[part].square())
-        return gradient.addcmul_(centres, along, value=-1)
+        along = torch.linalg.vecdot(gradient, centers).unsqueeze(1).mul_(self.shrink[part].square())
+        return gradient.addcmul_(centers, along, value=-1)
 
     def reduce(self, values: Tensor, operation: Any) -> Tensor:
         """All-reduce in place."""

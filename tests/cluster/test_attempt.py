@@ -54,9 +54,7 @@ def test_an_attempt_is_alive_until_it_ends(any_root: str):
     with attempting(store, "f") as mine:
         assert living(store, 5.0, told.append) == [mine.number]
     assert "heartbeat" in told[0]
-    started = time.monotonic()
-    assert living(store, 5.0) == []
-    assert time.monotonic() - started < 4  # it said that it ended: nothing to watch
+    assert living(store, 1e6) == []  # it said that it ended: nothing to watch
 
 
 def test_a_failed_attempt_says_so(any_root: str):

@@ -58,7 +58,7 @@ def test_the_size_of_a_batch_changes_nothing() -> None:
     assert np.array_equal(quantizer.nearest(queries, 9), alone)
 
 
-def test_training_gives_unit_centres_and_balanced_parts() -> None:
+def test_training_gives_unit_centers_and_balanced_parts() -> None:
     rng = np.random.default_rng(0)
     sample = unit_rows(40)[rng.integers(0, 40, 4000)].astype(np.float32) + 0.05 * rng.standard_normal((4000, 24)).astype(np.float32)
     sample /= np.linalg.norm(sample, axis=1, keepdims=True)

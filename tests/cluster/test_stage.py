@@ -53,7 +53,7 @@ class Maker(Processor[Unit]):
             if self.trouble == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.trouble == "slow":
-                time.sleep(20 * self.pause)
+                time.sleep(1000 * self.pause)
             raise ValueError("a picture from hell")
         writer = ShardWriter()
         for number in range(3):
@@ -198,12 +198,10 @@ def test_attempts_are_numbered_and_a_worker_passes_over_what_is_committed(tmp_pa
 
 
 def test_a_slow_worker_does_not_hold_the_stage_up(tmp_path: Path, marks: Path, undisturbed: dict[str, str | None]) -> None:
-    """One shard hangs for 20 times as long as the others take: another worker does it."""
+    """One shard hangs for longer than a test may take: another worker does it."""
     root = str(tmp_path / "root")
-    started = time.monotonic()
     result = _run(root, Maker("slow", "00000", str(marks), pause=1.0), in_flight=1)
     assert len(list(marks.iterdir())) == 1
-    assert time.monotonic() - started < 15
     assert _shards(root) == undisturbed
     assert result.committed == 6
     assert verify(root).ok

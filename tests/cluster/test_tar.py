@@ -6,7 +6,6 @@ import io
 import json
 import random
 import tarfile
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -126,11 +125,9 @@ def test_every_flipped_bit_of_a_header_is_noticed():
     [b"-0000001000", b"-1", b"+1", b"0o17", b"1_0", b"00000000009", b"77777777777", b"\x80" + b"\0" * 5 + b"\1" * 6, b"\xff" * 12, b"1 1"],
 )
 def test_lying_sizes_end_the_tar(size: bytes):
-    start = time.monotonic()
     found, error = read_damaged(write(some(1))[: -2 * BLOCK] + raw_member(b"b.jpg", b"1", size=size) + END)
     assert found == some(1)
     assert error
-    assert time.monotonic() - start < 1
 
 
 def test_a_member_above_the_limit_costs_its_own_row(monkeypatch: pytest.MonkeyPatch):
@@ -151,10 +148,8 @@ def test_a_claim_above_the_limit_is_refused_before_it_is_touched():
     [b"x", b"0 a=b\n", b"3 a\n", b"99 path=a\n", b"1 " * 30_000, b"9" * 5000 + b" path=a\n", b"-5 path=a\n", b"12\xffpath=a\n", b"\0" * 50],
 )
 def test_damaged_pax_headers(record: bytes):
-    start = time.monotonic()
     with pytest.raises(ShardError):
         list(read_members(raw_member(b"pax", record, b"x") + raw_member(b"a.jpg", b"1") + END))
-    assert time.monotonic() - start < 1
 
 
 def test_a_wiped_header_does_not_end_the_tar_in_silence():
@@ -190,7 +185,6 @@ def test_thousands_of_mutated_tars_raise_nothing_but_shard_error():
         ("b.json", b'{"source": "s"}'),
     ]
     originals = [write(some(3, source="s")), *(foreign_tar(members, kind) for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))]
-    start = time.monotonic()
     for _ in range(3000):
         data = bytearray(rng.choice(originals))
         for _ in range(rng.randint(1, 4)):
@@ -202,7 +196,6 @@ def test_thousands_of_mutated_tars_raise_nothing_but_shard_error():
                 data[block + 148 : block + 156] = b" " * 8
                 data[block + 148 : block + 156] = b"%06o\0 " % sum(data[block : block + BLOCK])
         read_damaged(bytes(data[: rng.choice([len(data), rng.randrange(len(data))])]))
-    assert time.monotonic() - start < 20
 
 
 def test_the_reader_agrees_with_tarfile_where_tarfile_reads_on():

@@ -230,16 +230,16 @@ def test_ridge_equals_the_normal_equations() -> None:
     originals, _ = faces(people=40)
     protected = unit_rows(originals @ rotation(DIM) + 0.5 * np.random.default_rng(3).standard_normal(originals.shape))
     x, y = protected.astype(np.float64), originals.astype(np.float64)
-    centred, wanted = x - x.mean(0), y - y.mean(0)
-    added = 0.1 * np.trace(centred.T @ centred) / DIM
+    centered, wanted = x - x.mean(0), y - y.mean(0)
+    added = 0.1 * np.trace(centered.T @ centered) / DIM
     for towards, start in ((False, np.zeros((DIM, DIM))), (True, np.eye(DIM))):
-        expected = np.linalg.solve(centred.T @ centred + added * np.eye(DIM), centred.T @ wanted + added * start)
+        expected = np.linalg.solve(centered.T @ centered + added * np.eye(DIM), centered.T @ wanted + added * start)
         found = Moments.of(protected, originals)
         plain, mean = (found.ridge(Settings(0.1, towards, finish)) for finish in ("plain", "mean"))
         np.testing.assert_allclose(plain["linear"], expected, atol=1e-8)
         np.testing.assert_allclose(plain["offset"], -x.mean(0) @ expected, atol=1e-8)
         np.testing.assert_allclose(mean["offset"], y.mean(0) - x.mean(0) @ expected, atol=1e-8)
-        errors = np.cov((wanted - centred @ expected).T, bias=True)
+        errors = np.cov((wanted - centered @ expected).T, bias=True)
         shrunk = errors + np.trace(errors) / DIM * np.eye(DIM)
         whitened = found.ridge(Settings(0.1, towards, "whitened"))
         np.testing.assert_allclose(whitened["linear"], expected @ np.linalg.inv(shrunk), rtol=1e-6, atol=1e-6)

@@ -14,8 +14,8 @@ from facemae.verification import VerificationError, unit_rows
 
 def faces(seed: int, people: int = 40, images: int = 3, dim: int = 12, noise: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    centres = np.repeat(random.standard_normal((people, dim)), images, 0)
-    return unit_rows(centres + random.normal(0, noise, centres.shape)), np.repeat(np.arange(people), images)
+    centers = np.repeat(random.standard_normal((people, dim)), images, 0)
+    return unit_rows(centers + random.normal(0, noise, centers.shape)), np.repeat(np.arange(people), images)
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ MEAN_STD: dict[str, Any] = {
 def embeddings(seed: int, people: int = 30, images: int = 6, dim: int = 16) -> tuple[np.ndarray, PairList]:
     """Noisy copies of random centres, and pairs of them in an order of their own."""
     random = np.random.default_rng(seed)
-    centres = np.repeat(random.standard_normal((people, dim)), images, 0)
-    vectors = unit_rows((centres + random.normal(0, 0.8, centres.shape)).astype(np.float32))
+    centers = np.repeat(random.standard_normal((people, dim)), images, 0)
+    vectors = unit_rows((centers + random.normal(0, 0.8, centers.shape)).astype(np.float32))
     left, right = random.integers(0, len(vectors), (2, 600))
     right[::2] = left[::2] // images * images + random.integers(0, images, 300)
     same = left // images == right // images

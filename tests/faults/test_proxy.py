@@ -156,11 +156,13 @@ def test_a_client_that_waits_for_100_continue_gets_it(s3: Any, proxy: FaultProxy
     """botocore sends Expect with every PUT of a body; without the server's 100 it would wait a second before each."""
     heads: list[bool] = []
     s3.meta.events.register("before-send.s3.PutObject", lambda request, **_: heads.append(b"100-continue" in str(request.headers).encode()))
-    started = time.monotonic()
+    seconds = []
     for i in range(5):
+        started = time.monotonic()
         put(s3, f"{key}/{i}")
+        seconds.append(time.monotonic() - started)
     assert heads == [True] * 5
-    assert time.monotonic() - started < 4
+    assert min(seconds) < 1, "each one waited"
 
 
 @pytest.mark.parametrize(("kind", "status", "code"), [(Kind.ERROR_500, 500, "InternalError"), (Kind.SLOW_DOWN, 503, "SlowDown")])
@@ -266,7 +268,7 @@ def test_a_slow_body_takes_its_time_and_is_whole(s3: Any, direct: Any, proxy: Fa
     if method == "PUT":
         put(s3, key)
     assert get(s3, key) == BODY
-    assert 0.9 < time.monotonic() - started < 3
+    assert time.monotonic() - started > 0.9
     assert [(fault.kind, fault.method) for fault in proxy.injected] == [(Kind.SLOW, method)]
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -18,11 +17,9 @@ from tests.fuzz.targets import TARGETS, case_random
 
 
 def test_three_thousand_cases_hold_every_property():
-    started = time.monotonic()
     reports = run(3000, seed=int(os.environ.get("FACEMAE_FUZZ_SEED", "7")))
     assert [(report.target, report.failures) for report in reports if report.failures] == []
     assert sum(report.cases for report in reports) == 3000
-    assert time.monotonic() - started < 120  # 12 s on an idle machine
     for report in reports:
         assert sum(report.outcomes.values()) == report.cases
         assert report.peak_growth < child.MEMORY

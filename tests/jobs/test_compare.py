@@ -140,6 +140,15 @@ def test_commands_name_no_place_of_this_machine(content: dict[str, Any], tmp_pat
     assert str(tmp_path) not in "\n".join(lines)
 
 
+def test_a_secret_seed_is_in_no_record_and_no_command(content: dict[str, Any]) -> None:
+    secret = 987654321987654321
+    cell = by_name(content, protections=[{"method": "noise", "seed": secret}, {"method": "pixel_dp", "seed": secret}])["noise"]
+    shown = json.dumps([cell.settings, [trial.settings for trial in cell.trials], commands(cell), cell.protect.output])
+    assert str(secret) not in shown
+    assert cell.protect.seed == secret, "the job itself has it"
+    assert "--seed SECRET" in commands(cell)[0]
+
+
 class Fakes:
     """Small functions in the place of protecting, measuring and training, counted by the files that they leave."""
 

@@ -19,8 +19,8 @@ def blobs(people: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for picture, person in zip(pictures, people, strict=True):
         traits = np.random.default_rng(int(person))
         for source in (traits, traits, traits, rng):
-            centre, colour = source.uniform(20, 92, 2), source.uniform(-60, 60, 3)
-            picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 20**2] += colour
+            center, colour = source.uniform(20, 92, 2), source.uniform(-60, 60, 3)
+            picture[(y - center[0]) ** 2 + (x - center[1]) ** 2 < 20**2] += colour
     return pictures.clip(0, 255).astype(np.uint8)
 
 

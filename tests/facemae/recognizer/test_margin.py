@@ -10,12 +10,12 @@ from facemae.recognizer.margin import AdaFace, ArcFace, CosFace, MarginHead, cre
 
 def reference_logits(head, embeddings, labels, harden):
     """Class by class in float64; `harden` gets the cosine and the length."""
-    centres = head.weight.detach().double().numpy()
+    centers = head.weight.detach().double().numpy()
     rows = embeddings.double().numpy()
     lengths = np.linalg.norm(rows, axis=1)
     rows = rows / lengths[:, None]
-    centres = centres / np.linalg.norm(centres, axis=1, keepdims=True)
-    logits = rows @ centres.T
+    centers = centers / np.linalg.norm(centers, axis=1, keepdims=True)
+    logits = rows @ centers.T
     for row, label in enumerate(labels):
         logits[row, label] = harden(logits[row, label], lengths[row])
     return head.margin.scale * logits
@@ -91,7 +91,7 @@ def test_arcface_never_rewards_a_larger_angle():
 
 
 @pytest.mark.parametrize("name", ["cosface", "arcface", "adaface"])
-def test_finite_gradient_on_and_opposite_a_centre(name):
+def test_finite_gradient_on_and_opposite_a_center(name):
     head = MarginHead(4, 3, create_margin(name))
     rows = torch.stack([head.weight[0], -head.weight[0]]).detach().requires_grad_()
     functional.cross_entropy(head(rows, torch.tensor([0, 0])), torch.tensor([0, 0])).backward()
@@ -108,7 +108,7 @@ def test_float32_under_autocast(batch):
     torch.testing.assert_close(logits, head(*batch), rtol=0, atol=0)
 
 
-def test_centres_depend_on_the_seed_alone():
+def test_centers_depend_on_the_seed_alone():
     torch.manual_seed(1)
     first = MarginHead(8, 5, CosFace(), seed=3).weight
     torch.manual_seed(2)

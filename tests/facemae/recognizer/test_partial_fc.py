@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from facemae.recognizer.class_sampling import INITIAL_BLOCK, draw_centres, sample_classes
+from facemae.recognizer.class_sampling import INITIAL_BLOCK, draw_centers, sample_classes
 from facemae.recognizer.margin import CosFace, Margin, MarginHead, create_margin
 from facemae.recognizer.partial_fc import PartialFC
 
@@ -92,25 +92,25 @@ class Hardened:
 
 def reference(case: Case) -> dict[str, Any]:
     """Loss and gradient of each step and the centres after the last, by one softmax and autograd in float64."""
-    centres = draw_centres(0, case.num_classes, DIM, SEED).double()
-    momentum, harden = torch.zeros_like(centres), Hardened()
+    centers = draw_centers(0, case.num_classes, DIM, SEED).double()
+    momentum, harden = torch.zeros_like(centers), Hardened()
     found: dict[str, Any] = {"losses": [], "gradients": [], "kept": []}
     for step in range(STEPS):
         rows, labels = batch(case, step)
         kept = torch.tensor(kept_classes(case, step))
         places = torch.tensor([kept.tolist().index(label) for label in labels])
-        rows, chosen = rows.double().requires_grad_(), centres[kept].requires_grad_()
+        rows, chosen = rows.double().requires_grad_(), centers[kept].requires_grad_()
         cosines = functional.normalize(rows) @ functional.normalize(chosen).T
         own = torch.arange(BATCH)
         logits = cosines.index_put((own, places), harden(case.margin, cosines[own, places], rows.detach().norm(dim=1)))
         loss = functional.cross_entropy(64 * logits, places)
-        by_rows, by_centres = torch.autograd.grad(loss, [rows, chosen])
-        momentum[kept] = SGD["momentum"] * momentum[kept] + by_centres + SGD["weight_decay"] * centres[kept]
-        centres[kept] -= SGD["lr"] * momentum[kept]
+        by_rows, by_centers = torch.autograd.grad(loss, [rows, chosen])
+        momentum[kept] = SGD["momentum"] * momentum[kept] + by_centers + SGD["weight_decay"] * centers[kept]
+        centers[kept] -= SGD["lr"] * momentum[kept]
         found["losses"].append(float(loss.detach()))
         found["gradients"].append(by_rows.numpy())
         found["kept"].append(kept.numpy())
-    return found | {"centres": centres.numpy(), "momentum": momentum.numpy()}
+    return found | {"centers": centers.numpy(), "momentum": momentum.numpy()}
 
 
 # ------------------------------------------------------------------------------------------------------------- ranks
@@ -120,7 +120,7 @@ def train(case: Case, rank: int, world_size: int, steps: range, head: PartialFC)
     """The steps of one rank; what it saw."""
     found = {}
     for step in steps:
-        before = head.centres.clone()
+        before = head.centers.clone()
         counts = COUNTS[world_size][step]
         mine = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         rows, labels = (part[mine] for part in batch(case, step))
@@ -131,8 +131,8 @@ def train(case: Case, rank: int, world_size: int, steps: range, head: PartialFC)
         assert rows.grad is not None
         found[f"loss-{step}"], found[f"gradient-{step}"] = loss.detach().numpy(), rows.grad.numpy()
         # Weight decay moves every centre that takes part.
-        found[f"kept-{step}"] = ((before != head.centres).any(1).nonzero().squeeze(1) + head.start).numpy()
-    found["start"], found["centres"], found["momentum"] = (np.array(part) for part in head.rows())
+        found[f"kept-{step}"] = ((before != head.centers).any(1).nonzero().squeeze(1) + head.start).numpy()
+    found["start"], found["centers"], found["momentum"] = (np.array(part) for part in head.rows())
     return found
 
 
@@ -167,7 +167,7 @@ def resume(rank: int, folder: str) -> None:
     """Two ranks go on where four stopped."""
     head = create(RESUMED)
     pieces = [load(folder, 4, "part", other) for other in range(4)]
-    parts = [(int(piece["start"]), torch.from_numpy(piece["centres"]), torch.from_numpy(piece["momentum"])) for piece in pieces]
+    parts = [(int(piece["start"]), torch.from_numpy(piece["centers"]), torch.from_numpy(piece["momentum"])) for piece in pieces]
     assert sum(head.load_rows(*part) for part in parts) == head.stop - head.start
     save(folder, 2, "resumed", rank, train(RESUMED, rank, 2, range(2, 3), head))
 
@@ -207,7 +207,7 @@ def test_ranks_together_are_one_softmax(ranks, world_size, number):
             close(part[f"loss-{step}"], np.array(expected["losses"][step]))
         close(np.concatenate([part[f"gradient-{step}"] for part in found]), world_size * expected["gradients"][step])
         np.testing.assert_array_equal(np.concatenate([part[f"kept-{step}"] for part in found]), expected["kept"][step])
-    for table in ("centres", "momentum"):
+    for table in ("centers", "momentum"):
         close(np.concatenate([part[table] for part in found]), expected[table])
 
 
@@ -215,12 +215,12 @@ def test_saved_by_four_ranks_continued_by_two(ranks):
     expected = reference(RESUMED)
     found = [load(ranks, 2, "resumed", rank) for rank in range(2)]
     close(found[0]["loss-2"], np.array(expected["losses"][2]))
-    for table in ("centres", "momentum"):
+    for table in ("centers", "momentum"):
         close(np.concatenate([part[table] for part in found]), expected[table])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_no_gradient_of_centres_is_reduced(ranks, world_size):
+def test_no_gradient_of_centers_is_reduced(ranks, world_size):
     """The largest thing that is summed over the ranks is the gradient of the batch, far smaller than that of 300 centres."""
     assert int(load(ranks, world_size, "largest", 0)["reduced"][0]) == BATCH * DIM
 
@@ -233,7 +233,7 @@ def test_without_torch_distributed():
         expected = reference(case)
         head = create(case)
         found = train(case, 0, 1, range(STEPS), head)
-        close(found["centres"], expected["centres"])
+        close(found["centers"], expected["centers"])
         close(np.array([found[f"loss-{step}"] for step in range(STEPS)]), np.array(expected["losses"]))
 
 
@@ -241,7 +241,7 @@ def test_without_torch_distributed():
 def test_equal_to_margin_head_and_cross_entropy(name):
     """Embeddings' and centres' gradients, the latter by one update."""
     full, partial = MarginHead(DIM, 40, create_margin(name)), PartialFC(DIM, 40, create_margin(name))
-    full.weight.data = partial.centres.clone()
+    full.weight.data = partial.centers.clone()
     rows, labels = batch(Case(name, 40, 1.0), 0)
     ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
     loss = functional.cross_entropy(full(theirs, labels), labels)
@@ -255,7 +255,7 @@ def test_equal_to_margin_head_and_cross_entropy(name):
     assert theirs.grad is not None
     torch.testing.assert_close(found, loss)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(partial.centres, expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(partial.centers, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 class Lengths(Margin):
@@ -267,7 +267,7 @@ class Lengths(Margin):
 
 def test_a_margin_may_train_the_lengths():
     full, partial = MarginHead(DIM, 40, Lengths(0.3, 16)), PartialFC(DIM, 40, Lengths(0.3, 16))
-    full.weight.data = partial.centres.clone()
+    full.weight.data = partial.centers.clone()
     rows, labels = batch(Case("", 40, 1.0), 0)
     rows = rows / 10
     ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
@@ -293,7 +293,7 @@ def test_float32_under_autocast_and_for_bfloat16_embeddings():
     assert half.grad is not None
     assert exact.grad is not None
     torch.testing.assert_close(half.grad, exact.grad.bfloat16(), rtol=0, atol=0)
-    torch.testing.assert_close(automatic.centres, plain.centres, rtol=0, atol=0)
+    torch.testing.assert_close(automatic.centers, plain.centers, rtol=0, atol=0)
 
 
 def test_logits_far_apart_neither_overflow_nor_vanish():
@@ -305,12 +305,12 @@ def test_logits_far_apart_neither_overflow_nor_vanish():
     assert float(head(rows, torch.tensor([1, 1]), 0).detach()) == pytest.approx(1000)
 
 
-def test_frozen_embeddings_still_train_the_centres():
+def test_frozen_embeddings_still_train_the_centers():
     head = PartialFC(DIM, 30, CosFace())
-    before = head.centres.clone()
+    before = head.centers.clone()
     head(*batch(Case("", 30, 1.0), 0), 0).backward()
     head.update(0.1)
-    assert not torch.equal(before, head.centres)
+    assert not torch.equal(before, head.centers)
 
 
 def test_a_look_at_the_loss_leaves_the_gradient_alone():
@@ -322,7 +322,7 @@ def test_a_look_at_the_loss_leaves_the_gradient_alone():
         two(rows + 1, labels, 1)
     one.update(0.1)
     two.update(0.1)
-    torch.testing.assert_close(one.centres, two.centres, rtol=0, atol=0)
+    torch.testing.assert_close(one.centers, two.centers, rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- random choices
@@ -359,18 +359,18 @@ def test_steps_and_seeds_choose_differently():
 
 @settings(max_examples=10, deadline=None)
 @given(start=st.integers(0, 3 * INITIAL_BLOCK), size=st.integers(0, 2 * INITIAL_BLOCK), cut=st.floats(0, 1))
-def test_first_centres_are_a_function_of_seed_and_class(start, size, cut):
+def test_first_centers_are_a_function_of_seed_and_class(start, size, cut):
     middle = start + int(cut * size)
-    whole = draw_centres(start, start + size, 3, 5)
-    assert torch.equal(torch.cat([draw_centres(start, middle, 3, 5), draw_centres(middle, start + size, 3, 5)]), whole)
+    whole = draw_centers(start, start + size, 3, 5)
+    assert torch.equal(torch.cat([draw_centers(start, middle, 3, 5), draw_centers(middle, start + size, 3, 5)]), whole)
 
 
-def test_first_centres_are_normal_and_differ():
-    centres = draw_centres(0, 10_000, 32, 0)
-    assert len(centres.unique(dim=0)) == 10_000
-    assert float(centres.mean()) == pytest.approx(0, abs=1e-4)
-    assert float(centres.std()) == pytest.approx(0.01, rel=0.01)
-    assert not torch.equal(draw_centres(0, 10, 32, 1), centres[:10])
+def test_first_centers_are_normal_and_differ():
+    centers = draw_centers(0, 10_000, 32, 0)
+    assert len(centers.unique(dim=0)) == 10_000
+    assert float(centers.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(centers.std()) == pytest.approx(0.01, rel=0.01)
+    assert not torch.equal(draw_centers(0, 10, 32, 1), centers[:10])
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

@@ -35,8 +35,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale"
 
 # beside the fault suite, the files that have cases too long for `make test`
-LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests/cluster/test_protect.py tests/facemae/test_verification.py \
-    tests/facemae/recognizer/test_export_onnx.py tests/jobs/test_compare.py tests/jobs/test_repair.py tests/jobs/test_secrets.py
+LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests/cluster/test_protect.py tests/cluster/test_train.py \
+    tests/facemae/test_verification.py \
+    tests/facemae/recognizer/test_export_onnx.py tests/jobs/test_compare.py tests/jobs/test_leakage_job.py \
+    tests/jobs/test_rekey.py tests/jobs/test_repair.py tests/jobs/test_secrets.py
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
 

@@ -37,7 +37,7 @@ def embedders_of(config: LeakageConfig) -> list[Embedders]:
     roots = {"original": config.original, "protected": config.protected}
     found: list[Embedders] = [
         {role: EmbedProcessor(root, file, config.recognizer_mean, config.recognizer_std, config.device) for role, root in roots.items()}
-        for file in config.recognizer
+        for file in config.attackers()
     ]
     names = [embedder["original"].name for embedder in found]
     if len(set(names)) < max(len(names), 1):

@@ -51,8 +51,8 @@ class CompareConfig(Config):
     data: str = ""
     """Root of the original data set (facemae ingest)."""
     attackers: list[str] = field(default_factory=list)
-    """ONNX files of two recognisers or more, which no protection was trained against, and `pixels`, which compares pictures as
-    thumbnails; the adaptive attacker comes with each."""
+    """ONNX files of two recognisers or more, which no protection was trained against; `pixels`, and the adaptive attacker of each, come
+    with them."""
     protections: list[Section] = field(default_factory=list)
     """What to compare, each a mapping of the fields of facemae protect: method, strength (a number or a list of them), weights, seed, ...;
     and `name`, which stands in the table. The method none, the real set, is always there."""

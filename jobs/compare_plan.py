@@ -161,7 +161,7 @@ def _check_fields(config: CompareConfig) -> None:
     missing = [name for name in ("root", "data", "attackers", "protections", "evaluate") if not getattr(config, name)]
     if missing:
         raise UsageError(f"the field {missing[0]!r} is missing: give it in --config FILE.yaml")
-    if len(config.attackers) < 2:
+    if len(set(config.attackers) - {PIXELS}) < 2:
         raise UsageError(f"attackers: {config.attackers[0]} alone: give two recognisers or more, a protection may be blind to one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UsageError(f"seeds: {config.seeds}: give one or more, each once")

@@ -18,6 +18,7 @@ from cluster.store import open_store
 from facemae.curve import DEPTH
 from facemae.interval import CONFIDENCE
 from facemae.linking import HISTOGRAM_RANGE, NUM_BINS
+from facemae.recognizer.pixels import PIXELS
 from facemae.release import limits_of
 from jobs.attack import attack, embedders_of
 from jobs.beside import beside
@@ -43,9 +44,11 @@ class LeakageConfig(RayConfig):
     protected: str
     """Root of the protected data set."""
     recognizer: list[str]
-    """ONNX files of the attackers, and `pixels`, which compares pictures as thumbnails; give several, the worst one counts."""
+    """ONNX files of the attackers; give several, the worst one counts."""
     output: str
     """Root of the result, a folder or s3://bucket/prefix."""
+    pixels: bool = True
+    """Attack with `pixels` too, which compares pictures as thumbnails: protections that fool every recogniser may hide nothing from it."""
     recognizer_mean: tuple[float, float, float] | None = None
     """Mean of value/255 for each colour, where an ONNX file has no sidecar FILE.json."""
     recognizer_std: tuple[float, float, float] | None = None
@@ -76,6 +79,10 @@ class LeakageConfig(RayConfig):
     """The same for another image of the person."""
     rekey: str | None = None
     """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH."""
+
+    def attackers(self) -> list[str]:
+        """What attacks, each once."""
+        return list(dict.fromkeys([*self.recognizer, *([PIXELS] if self.pixels else [])]))
 
     def gallery_options(self) -> GalleryOptions:
         """The same as options of a gallery."""

@@ -35,7 +35,7 @@ class PipelineConfig(Config):
     recognizer: str
     """ONNX file inside the relation loss, or the name of a section of pretrain."""
     attackers: list[str]
-    """ONNX files that attack, names of sections of pretrain, or `pixels` (docs/leakage.md). Never the recogniser of the loss."""
+    """ONNX files that attack, or names of sections of pretrain. Never the recogniser of the loss."""
     training: Section = field(default_factory=dict)
     """facemae ingest of the people that FaceMAE learns from."""
     original: Section = field(default_factory=dict)

@@ -35,10 +35,17 @@ def kills(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture
-def long(pytestconfig: pytest.Config) -> None:
+def long() -> None:
     """Marks a case that only ``make faults`` runs."""
-    if not pytestconfig.getoption("--kills"):
-        pytest.skip("runs in `make faults`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long cases out before anything of theirs is set up."""
+    if config.getoption("--kills"):
+        return
+    for item in items:
+        if "long" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="runs in `make faults`"))
 
 
 @pytest.fixture(scope="session")

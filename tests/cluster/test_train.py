@@ -46,7 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.faults
 @pytest.mark.s3
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_session: None, folder: Path, s3_root: str, tmp_path: Path):
+def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(
+    long: None, ray_session: None, folder: Path, s3_root: str, tmp_path: Path
+):
+    """Of what it has in common with pretraining, tests/cluster/test_pretrain.py has the short case."""
     moved = plan(folder, s3_root, workers=2, stage=3, checkpoint_every=2, grid_every=3, max_failures=2)
     killer = TrainingKiller(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)
     killer.start()

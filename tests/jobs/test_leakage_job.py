@@ -76,8 +76,10 @@ def test_the_job_equals_brute_force(roots: tuple[str, str], tmp_path: Path, caps
     assert (report["schema"], report["search"], report["worst_attacker"]) == (2, "exact", "alpha")
     assert report["protected"]["parent"]["fingerprint"] == report["original"]["fingerprint"]
     assert "none" in json.dumps(report["protected"]["config"])
-    (attacker,) = report["attackers"]
-    _check_attacker(attacker, original, protected)
+    for attacker in report["attackers"]:
+        _check_attacker(attacker, original, protected)
+    attacker, pixels = report["attackers"]
+    assert pixels["name"] == "pixels", "it attacks unless it is told not to"
     assert len(list((output / attacker["leakage"]["ranks"]).glob("*.parquet"))) == 3
     printed, first = capsys.readouterr().out, attacker["leakage"]["image"]
     assert f"{100 * first['cmc'][0]:.2f} [{100 * first['low'][0]:.2f}, {100 * first['high'][0]:.2f}]" in printed
@@ -125,10 +127,22 @@ def test_the_worst_attacker_leads() -> None:
     assert any(line.startswith("worst: 7 protected images have no rank") for line in lines)
 
 
-def test_other_protections_stand_beside(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_protections_stand_beside(long: None, roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     original, protected = roots
     file = str(write_recognizer(tmp_path / "alpha.onnx", 0))
-    command = ["--original", original, "--protected", protected, "--recognizer", file, "--num-workers", "1", "--no-adaptive", "--output"]
+    command = [
+        "--original",
+        original,
+        "--protected",
+        protected,
+        "--recognizer",
+        file,
+        "--num-workers",
+        "1",
+        "--no-adaptive",
+        "--no-pixels",
+        "--output",
+    ]
     assert main([*command, str(tmp_path / "first")]) == 0
     assert main([*command, str(tmp_path / "second"), "--beside", str(tmp_path / "first")]) == 0
     first, second = (json.loads((tmp_path / name / "leakage.json").read_bytes()) for name in ("first", "second"))

@@ -26,7 +26,8 @@ CONTENT = {
         "attacker": {"backbone": "compact-plain-8", "dim": 128, "samples": 128, "batch_size": 32, "num_workers": 1},
     },
     "train": {"architecture": "facemae_tiny_patch16_112", "batch_size": 16, "samples": 48, "grid_every": 0, "num_workers": 1},
-    "num_workers": 2,
+    "leakage": {"pixels": False},
+    "num_workers": 1,
 }
 
 

@@ -113,6 +113,11 @@ def _require_protocols(config: EvaluateConfig) -> None:
         raise UsageError("--distractors join the gallery of --identification: give that folder too")
     if Path(config.output).is_file():
         raise UsageError(f"--output {config.output} is a file: give a folder")
+    output = open_store(config.output).url.rstrip("/") + "/"
+    for name in ("images", "cfp", "identification", "distractors"):
+        root = getattr(config, name)
+        if root and output.startswith(open_store(root).url.rstrip("/") + "/"):
+            raise UsageError(f"--output {config.output} lies in --{name} {root}: give a folder beside it")
     if config.batch_size < 1 or config.threads < 0:
         raise UsageError(f"--batch-size {config.batch_size} --threads {config.threads}: give 1 or more, and 0 or more")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,8 @@ def _identification(config: EvaluateConfig, roots: Roots) -> Iterator[Protocol]:
     if not root:
         return
     names = [name for name in roots.listed(root) if "/" in name]
+    if beside := len(roots.listed(root)) - len(names):
+        print(f"{root}: {beside} files beside the folders of identities are left out: nobody is named by their place", file=sys.stderr)
     _, labels = np.unique([name.rpartition("/")[0] for name in names], return_inverse=True)
     sources = [FolderImages(root, names, roots.listed(root))]
     if config.distractors:

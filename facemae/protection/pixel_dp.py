@@ -10,10 +10,7 @@ import numpy as np
 from facemae.protection.blocks import block_sums, spread
 from facemae.protection.dial import Dial
 from facemae.protection.noise_source import random_words, seed_facts, uniform
-from facemae.protection.protocol import check_batch, check_option
-
-SIDE = 112
-"""Side of an aligned face in pixels, for which `describe` works out the budget of a whole picture."""
+from facemae.protection.protocol import SIDE, check_batch, check_option
 
 
 class PixelDpProtection:

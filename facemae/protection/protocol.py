@@ -10,6 +10,8 @@ import numpy as np
 
 from facemae.protection.dial import Dial
 
+SIDE = 112
+"""Side of an aligned face in pixels."""
 GREY = 128
 """What is painted over hidden pixels. One value for all: the picture's own mean would tell of what is hidden."""
 

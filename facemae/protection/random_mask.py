@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from facemae.masking import random_mask
+from facemae.masking import count_visible, random_mask
 from facemae.protection.blocks import spread
 from facemae.protection.dial import Dial
-from facemae.protection.protocol import GREY, check_batch, check_option
+from facemae.protection.protocol import GREY, SIDE, check_batch, check_option
 
 NUM_SEEDS = 4
 """Rounds of a repair."""
@@ -27,7 +27,7 @@ class RandomMaskProtection:
         patch_size: side of a patch in pixels; patches at the right and lower border are smaller where they do not fit.
 
     Raises:
-        ValueError: strength or patch size is out of range.
+        ValueError: strength or patch size is out of range, or together they hide nothing.
     """
 
     name = "random_mask"
@@ -36,6 +36,12 @@ class RandomMaskProtection:
     def __init__(self, strength: float | None = None, seed: int = 0, patch_size: int = 16) -> None:
         self.strength, self.seed = self.dial.checked(self.name, strength), seed
         self.patch_size = check_option(self.name, "patch_size", patch_size)
+        patches = (-(-SIDE // self.patch_size)) ** 2
+        if count_visible(patches, self.strength) == patches:
+            raise ValueError(
+                f"{self.name}: strength {self.strength:g} hides none of the {patches} patches of {self.patch_size} pixels of a face: "
+                "give a larger strength or smaller patches"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Returns method, strength, seed and patch size; see `Protection.describe`."""

@@ -154,6 +154,7 @@ def test_one_against_many(world: Path, tmp_path: Path, capsys: pytest.CaptureFix
     shutil.copytree(world / "faces", faces)
     (faces / "person00" / "1.jpg").unlink()
     (faces / "person00" / "2.jpg").unlink()
+    shutil.copy(faces / "person01" / "0.jpg", faces / "stray.jpg")
     others.mkdir()
     for i, picture in enumerate(SyntheticFaces(4, 1, seed=5).render(np.arange(4))):
         (others / f"{i}.jpg").write_bytes(encode(picture))
@@ -173,7 +174,9 @@ def test_one_against_many(world: Path, tmp_path: Path, capsys: pytest.CaptureFix
             ranks.append(sum(row @ other >= mate for other in [*gallery.values(), *strangers]))
     assert result["rank1"] == pytest.approx(np.mean(np.array(ranks) == 1), abs=0.05)
     assert result["rank5"] == pytest.approx(np.mean(np.array(ranks) <= 5), abs=0.05)
-    assert "1 identities have one image" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "1 identities have one image" in printed.out
+    assert "1 files beside the folders of identities are left out" in printed.err
     assert not (tmp_path / "out" / "roc.png").exists()
 
 
@@ -262,6 +265,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no such folder": (lambda w: ["--pairs", f"{w}/all.csv", "--images", f"{w}/gone"], "does not exist, or holds no file"),
     "no text": (lambda w: ["--pairs", f"{w}/toy.onnx", "--images", f"{w}/faces"], "is no text"),
     "twice": (lambda w: ["--pairs", f"{w}/all.csv", f"{w}/all.csv", "--images", f"{w}/faces"], "two lists are named 'all'"),
+    "output among the images": (
+        lambda w: ["--pairs", f"{w}/all.csv", "--images", f"{w}/faces", "--output", f"{w}/faces/out"],
+        "lies in --images",
+    ),
     "batch": (lambda w: ["--pairs", f"{w}/all.csv", "--images", f"{w}/faces", "--batch-size", "0"], "give 1 or more"),
     "two of one name": (
         lambda w: ["--identification", f"{w}/faces", "--recognizer", f"{w}/toy.onnx", f"{w}/toy.onnx"],

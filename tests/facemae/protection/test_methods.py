@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from facemae.protection import PROTECTIONS, Protection, ShardProtection, create_protection, protection_class
@@ -120,7 +120,9 @@ def test_a_strength_is_taken_as_it_is_or_refused_by_name_value_and_range(method:
     assert dial is not None
     inside = dial.low <= strength <= dial.high and not (dial.open_low and strength == dial.low) and not (dial.open_high and strength == 1)
     if inside and (not dial.whole or strength == int(strength)):
-        assert create_protection(method, strength=strength).describe()["strength"] == strength
+        options = {"patch_size": 1} if method == "random_mask" else {}  # with larger patches a small share hides none
+        assume(method != "random_mask" or strength * 112 * 112 >= 1)
+        assert create_protection(method, strength=strength, **options).describe()["strength"] == strength
         return
     with pytest.raises(ValueError, match=f"^{method}: strength is .*: give .*{dial.range}"):
         create_protection(method, strength=strength)

@@ -43,16 +43,28 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """SIGTERM raises Interrupted also where no stage drains: Ray's own handler, set when it starts, would end the process with a dump."""
+    """SIGTERM raises Interrupted also where no stage drains: Ray's own handler, set when it starts, would end the process with a dump.
+
+    Raised in the midst of Ray's C code it comes out as some other error; that is still the stop that was asked for.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    stop = Interrupted("stopped as asked; run the same command to go on")
+    asked = False
+
     def handle(_number: int, _frame: Any) -> NoReturn:
-        raise Interrupted("stopped as asked; run the same command to go on")
+        nonlocal asked
+        asked = True
+        raise stop
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
+    except Exception as error:
+        if not asked or isinstance(error, Interrupted):
+            raise
+        raise stop from error
     finally:
         signal.signal(signal.SIGTERM, before)

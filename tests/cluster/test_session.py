@@ -5,21 +5,32 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 JOB = """
 import os, signal, sys, time
+import ray
 from cluster.session import session
 from jobs.command import Config, main_of
 
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+class Stopping:
+    def __reduce__(self):
+        return stop, ()
+
 def run(config):
     with session(num_cpus=1):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+        {where}
 
 sys.exit(main_of(Config, run, []))
 """
 
 
-def test_sigterm_where_no_stage_drains_is_a_stop_too() -> None:
-    done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("where", ["stop()", "ray.get(ray.put(Stopping()))"], ids=["in Python", "in Ray's C code"])
+def test_sigterm_where_no_stage_drains_is_a_stop_too(where: str) -> None:
+    done = subprocess.run([sys.executable, "-c", JOB.replace("{where}", where)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 143, done.stderr
     assert "stopped as asked; run the same command to go on" in done.stderr

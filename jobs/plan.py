@@ -59,7 +59,7 @@ class PlanConfig(Config):
     probes: int = 0
     """Cells that a query probes, as `facemae leakage` printed on a set like yours; 0 takes what was measured (at a recall of 0.99)."""
     attackers: int = 1
-    """Recognisers that attack; each embeds both sets and searches four times."""
+    """Recognisers that attack, `pixels` counted as one (docs/leakage.md); each embeds both sets and searches four times."""
     gpu_images_per_second: float | None = None
     """Your measured rate of `facemae protect` on one GPU; no GPU rate has been measured by us."""
     gpu_embeddings_per_second: float | None = None

@@ -190,19 +190,23 @@ def _record(config: CompareConfig, cells: Sequence[Cell], store: Store, failed: 
 def _write(record: Record, store: Store) -> list[str]:
     """The table three times, and the picture where there is something to draw."""
     files = {
-        "compare.md": f"# {record.title}\n\n{markdown(record)}\n{claim(record)}".encode(),
+        "compare.md": f"# {record.title}\n\n{_words(record)}".encode(),
         "compare.csv": to_csv(record).encode(),
         "compare.json": record.to_bytes(),
     }
-    if any(row.worst and row.errors for row in record.rows):
-        files["pareto.png"] = picture(record)
+    files |= {f"pareto{suffix}.png": picture(view) for _, suffix, view in record.views() if view.drawn}
     for name, content in files.items():
         store.put(name, content)
     return [f"{store.url}/{name}" for name in files]
 
 
+def _words(record: Record) -> str:
+    """Table and claim, by all attackers and by recognisers alone."""
+    return "\n".join(f"## {heading}\n\n{markdown(view)}\n{claim(view)}" for heading, _, view in record.views())
+
+
 def _say(record: Record, written: Sequence[str], config: CompareConfig) -> None:
-    print(f"\n{markdown(record)}\n{claim(record)}")
+    print(f"\n{_words(record)}")
     for line in failures(record):
         print(f"failed: {line}")
     if failures(record):

@@ -43,11 +43,12 @@ def write_page(results: Sequence[str], output: str) -> list[str]:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(render(records, page.name), encoding="utf-8")
     for name, record in records.items():
-        if _drawn(record):
-            (page.parent / IMAGES).mkdir(exist_ok=True)
-            path = page.parent / IMAGES / _picture(name)
-            path.write_bytes(picture(record))
-            written.append(str(path))
+        for _, suffix, view in record.views():
+            if view.drawn:
+                (page.parent / IMAGES).mkdir(exist_ok=True)
+                path = page.parent / IMAGES / _picture(name + suffix)
+                path.write_bytes(picture(view))
+                written.append(str(path))
     return written
 
 
@@ -86,14 +87,15 @@ def _origin(record: Record) -> str:
 
 def _comparison(name: str, record: Record) -> Iterator[str]:
     """Table, failures, picture, claim and commands of a comparison."""
-    yield markdown(record)
+    for heading, suffix, view in record.views():
+        yield f"### {heading}"
+        yield markdown(view)
+        if view.drawn:
+            yield f"![Leakage against verification error, {heading}: {record.title}]({IMAGES}/{_picture(name + suffix)})"
+        yield claim(view)
     if failed := failures(record):
         yield "Not done:"
         yield "\n".join(f"- {line}" for line in failed)
-    if _drawn(record):
-        yield f"![Leakage against verification error: {record.title}]({IMAGES}/{_picture(name)})"
-    yield "### FaceMAE beside the runner-up"
-    yield claim(record)
     yield "### How each row was made"
     yield code([line for row in record.rows for line in (f"# {row.name}", *row.commands)])
     settings = {"pretrain": record.recipe, "evaluate": record.evaluation}
@@ -111,10 +113,6 @@ def _block(block: Block) -> str:
 def code(lines: Sequence[str]) -> str:
     """Lines as a block of code, indented."""
     return "\n".join(f"    {line}".rstrip() for line in lines)
-
-
-def _drawn(record: Record) -> bool:
-    return any(row.worst and row.errors for row in record.rows)
 
 
 def _picture(name: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pydantic
 
+from facemae.recognizer.pixels import PIXELS
 from jobs.command import UsageError
 
 SCHEMA = 1
@@ -27,6 +29,11 @@ class Traced:
     cmc1: float
     low: float
     high: float
+
+
+def _recognizers(found: Sequence[Traced]) -> list[Traced]:
+    """Without ``pixels``, plain and adapted."""
+    return [each for each in found if each.attacker.partition(" (")[0] != PIXELS]
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,24 @@ class Record:
         """Names of all protocols, in the order of the first row that has each."""
         return list(dict.fromkeys(name for row in self.rows for name in row.errors))
 
+    @property
+    def drawn(self) -> bool:
+        """Whether there is a point for a picture."""
+        return any(row.worst and row.errors for row in self.rows)
+
     def reference(self) -> Row | None:
         """The real set's row."""
         return next((row for row in self.rows if row.method == REFERENCE), None)
+
+    def views(self) -> Iterator[tuple[str, str, Record]]:
+        """Heading, suffix of the picture's name, and record: by the worst of all attackers, and, where `pixels` took part, by recognisers
+        alone, as the paper attacks."""
+        yield "By the worst attacker", "", self
+        rows = [
+            replace(row, **{name: _recognizers(getattr(row, name)) for name in ("leakage", "identity", "utility")}) for row in self.rows
+        ]
+        if rows != self.rows:
+            yield "By recognisers alone, as the paper attacks", "-recognizers", replace(self, rows=rows)
 
     def to_bytes(self) -> bytes:
         """The record as the JSON that is stored."""

@@ -157,11 +157,33 @@ def test_a_page_of_a_comparison_and_of_tables(tmp_path: Path) -> None:
     assert written == [str(tmp_path / "page.md"), str(tmp_path / "images" / "pareto-made-up.png")]
     page = (tmp_path / "page.md").read_text()
     assert [line for line in page.splitlines() if line.startswith("#")] == [
-        "# What was measured", "## Made up", "### FaceMAE beside the runner-up", "### How each row was made", "## Ablation",
+        "# What was measured", "## Made up", "### By the worst attacker", "### How each row was made", "## Ablation",
     ]  # fmt: skip
     assert markdown(made) in page
     assert "| irm | 3 |" in page
     assert "    run it\n" in page
+
+
+def test_recognisers_alone_are_a_view_of_their_own(tmp_path: Path) -> None:
+    """What compares thumbnails finds more than the paper's attackers do: the claim stands once beside each."""
+    seen = row("facemae", 0.05, [10.0] * 3)
+    for name in ("pixels (adaptive)", "pixels"):
+        seen.leakage.insert(0, Traced(name, 0.45, 0.44, 0.46))
+        seen.identity.append(Traced(name, 0.3, 0.2, 0.4))
+    made = record(seen, row("blur", 0.08, [20.0] * 3))
+    (whole, _, same), (alone, suffix, narrow) = made.views()
+    assert (whole, alone, same) == ("By the worst attacker", "By recognisers alone, as the paper attacks", made)
+    assert [[each.attacker for each in one.leakage] for one in narrow.rows] == [["edgeface (adaptive)", "other"]] * 3
+    assert narrow.rows[1].identity == []
+    assert narrow.rows[1].errors == seen.errors
+    assert "blur has 20.00 % and leaks 8.00 %: ratio 0.50" in claim(narrow)
+    assert "no runner-up leaks as much" in claim(made)
+    assert [heading for heading, _, _ in record(row("facemae", 0.05, [10.0] * 3)).views()] == [whole]
+    (tmp_path / "made-up.json").write_bytes(made.to_bytes())
+    written = write_page([str(tmp_path / "made-up.json")], str(tmp_path / "page.md"))
+    assert [Path(file).name for file in written] == ["page.md", "pareto-made-up.png", f"pareto-made-up{suffix}.png"]
+    page = (tmp_path / "page.md").read_text()
+    assert page.index(markdown(made)) < page.index(alone) < page.index(markdown(narrow))
 
 
 def test_a_block_is_one_thing_and_its_rows_are_as_long_as_its_head() -> None:

@@ -151,7 +151,8 @@ class Record:
         alone, as the paper attacks."""
         yield "By the worst attacker", "", self
         rows = [
-            replace(row, **{name: _recognizers(getattr(row, name)) for name in ("leakage", "identity", "utility")}) for row in self.rows
+            replace(row, leakage=_recognizers(row.leakage), identity=_recognizers(row.identity), utility=_recognizers(row.utility))
+            for row in self.rows
         ]
         if rows != self.rows:
             yield "By recognisers alone, as the paper attacks", "-recognizers", replace(self, rows=rows)

@@ -47,7 +47,7 @@ def _find(url: str) -> tuple[Store, bytes]:
         except NotFound:
             continue
     raise StoreError(
-        f"{url} holds no weights ({CONFIG_FILE}, or weights/{CONFIG_FILE}): give the output of a finished facemae train", fatal=True
+        f"{url} holds no weights ({CONFIG_FILE}, or weights/{CONFIG_FILE}): give the output of a finished training", fatal=True
     )
 
 

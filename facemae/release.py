@@ -93,8 +93,8 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
 
     For every attacker the upper end h of the interval at rank 1, over its Q queries, counts; the L images that have no rank (left_out)
     count as found, all of them: (h Q + L) / (Q + L). So the bound holds for the whole set whenever h holds for the queries. The attacker
-    with the largest bound decides, adaptive ones included. Whatever the bounds, nothing passes that calls itself no protection, nor what
-    only weak attackers have looked at: they fail on the originals too.
+    with the largest bound decides, adaptive ones included. Whatever the bounds, nothing passes that was not made from
+    these originals, that calls itself no protection, or that only weak attackers have looked at: they fail on the originals too.
 
     Args:
         report: leakage.json.
@@ -116,6 +116,9 @@ def decide(report: Mapping[str, Any], max_cmc1: float | None = None, max_identit
 
 def _objections(report: Mapping[str, Any]) -> Iterator[str]:
     """What speaks against a release whatever was found."""
+    parent = report["protected"].get("parent") or {}
+    if not parent or parent.get("fingerprint") != report["original"]["fingerprint"]:
+        yield "the set was not made from the originals that were searched: nothing is known of it"
     if warning := report["protected"]["config"].get("protection", {}).get("warning"):
         yield f"the set is never released: {warning}"
     shares = [_who(attacker)["reference"] for attacker in report["attackers"]]

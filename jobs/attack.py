@@ -32,7 +32,7 @@ def embedders_of(config: LeakageConfig) -> list[Embedders]:
     """For each attacker, the processors that embed the two sets.
 
     Raises:
-        ValueError: no attacker, two of one name, or a file that is no recogniser.
+        ValueError: no attacker, two of one name or of one network, or a file that is no recogniser.
     """
     roots = {"original": config.original, "protected": config.protected}
     found: list[Embedders] = [
@@ -42,6 +42,10 @@ def embedders_of(config: LeakageConfig) -> list[Embedders]:
     names = [embedder["original"].name for embedder in found]
     if len(set(names)) < max(len(names), 1):
         raise ValueError(f"--recognizer needs one file or more, each of another name, not {names}: the name is in FILE.json")
+    networks = {embedder["original"].describe()["recognizer"]["sha256"]: embedder["original"].name for embedder in found}
+    if len(networks) < len(found):
+        twice = sorted(set(names) - set(networks.values()))
+        raise ValueError(f"--recognizer: {', '.join(twice)} is the network of another one under a new name: it would find the same")
     return found
 
 

@@ -40,7 +40,7 @@ class CompareConfig(Config):
     Reads: a data set made by ingest, ONNX recognisers that attack, and the lists and images of the verification.
     Writes: the protected sets and the recognisers below ROOT, and in the local FOLDER compare.md, compare.csv, compare.json and pareto.png.
     What is recorded is not done again, unless the settings that it depends on were changed; then the message says which.
-    With --results it only draws a page from recorded ones.
+    With --results it only draws a page from recorded ones. Protections, pretrain, evaluate and leakage stand in --config alone.
     Next: copy FOLDER/compare.json to where your results are kept, and make the page of all of them with --results.
     """
 

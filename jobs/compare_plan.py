@@ -160,7 +160,7 @@ def _settings(config: Any, section: str) -> Settings:
 def _check_fields(config: CompareConfig) -> None:
     missing = [name for name in ("root", "data", "attackers", "protections", "evaluate") if not getattr(config, name)]
     if missing:
-        raise UsageError(f"the field {missing[0]!r} is missing: give it in --config FILE.yaml")
+        raise UsageError(f"missing in --config FILE.yaml: {', '.join(missing)} (docs/compare.md says what each takes)")
     if len(set(config.attackers) - {PIXELS}) < 2:
         raise UsageError(f"attackers: {config.attackers[0]} alone: give two recognisers or more, a protection may be blind to one")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):

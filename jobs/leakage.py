@@ -12,6 +12,7 @@ from cluster.dataset import Dataset
 from cluster.embedded import GalleryError
 from cluster.index import GalleryOptions
 from cluster.index_choice import choose
+from cluster.inputs import require_apart
 from cluster.secret import key_map_of
 from cluster.session import session
 from cluster.store import open_store
@@ -81,8 +82,8 @@ class LeakageConfig(RayConfig):
     """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH."""
 
     def attackers(self) -> list[str]:
-        """What attacks, each once."""
-        return list(dict.fromkeys([*self.recognizer, *([PIXELS] if self.pixels else [])]))
+        """What attacks."""
+        return [*self.recognizer, *([PIXELS] if self.pixels and PIXELS not in self.recognizer else [])]
 
     def gallery_options(self) -> GalleryOptions:
         """The same as options of a gallery."""
@@ -92,6 +93,8 @@ class LeakageConfig(RayConfig):
 def run(config: LeakageConfig) -> dict[str, Any]:
     """Embed what is missing, run the searches, write leakage.json, print the table and return the summary."""
     limits_of(config.max_cmc1, config.max_identity_cmc1)  # refused now, not after hours
+    for root in (config.original, config.protected):
+        require_apart(root, config.output)  # ranks in a set that is handed out would lead back to the originals
     embedders = embedders_of(config)
     images = {"original": Dataset(config.original), "protected": Dataset(config.protected)}
     lineage = {role: _lineage(dataset) for role, dataset in images.items()}
@@ -135,7 +138,12 @@ def _require_origin(lineage: Mapping[str, Mapping[str, Any]]) -> None:
     parent, source = protected.get("parent"), original.get("parent")
     if source and source["fingerprint"] == protected["fingerprint"]:
         raise GalleryError(f"{original['url']} was made from {protected['url']}: --original and --protected are swapped")
-    if parent and parent["fingerprint"] != original["fingerprint"]:
+    if not parent:
+        raise GalleryError(
+            f"{protected['url']} was made from no data set: what is measured is a set that facemae protect made from {original['url']}, "
+            "whose images have the keys of their originals"
+        )
+    if parent["fingerprint"] != original["fingerprint"]:
         raise GalleryError(
             f"{protected['url']} was made from {parent.get('url', 'others')}, not from {original['url']} as it is now: "
             "give its own originals"

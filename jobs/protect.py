@@ -89,6 +89,8 @@ def run(config: ProtectConfig) -> dict[str, Any]:
         processor = ProtectProcessor(config.input, config.method, options, description, config.batch_size, config.rekey)
         name = f"protect ({config.method})"
         result = run_stage(processor, units, output, name=name, kind="images", parent=parent, options=config.stage_options())
+    if warning := description.get("warning"):
+        print(f"warning: {warning}; such a set is never released")
     next_step = f"facemae leakage --original {config.input} --protected {config.output} --recognizer ATTACKER.onnx --output leakage"
     next_step += f" --rekey {config.rekey}" if config.rekey else ""
     return print_summary(result, output, next_step=next_step)

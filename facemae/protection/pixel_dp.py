@@ -45,6 +45,8 @@ class PixelDpProtection:
         self.strength, self.seed = self.dial.checked(self.name, strength), seed
         self.neighborhood = check_option(self.name, "neighborhood", neighborhood)
         self.block = check_option(self.name, "block", block)
+        if self.block > SIDE:
+            raise ValueError(f"{self.name}: block is {block}: a face has {SIDE} pixels a side, give as many or fewer")
 
     def describe(self) -> dict[str, Any]:
         """Returns method, options, the seed's hash and the budgets; see `Protection.describe`."""

@@ -27,7 +27,18 @@ def attacker(name: str, image: Curve, identity: Curve = None, left_out: int = 0,
 
 
 def report(*attackers: dict[str, Any], **protection: str) -> Mapping[str, Any]:
-    return {"protected": {"config": {"protection": {"method": "facemae", **protection}}}, "attackers": list(attackers)}
+    made = {"config": {"protection": {"method": "facemae", **protection}}, "parent": {"fingerprint": "f"}}
+    return {"original": {"fingerprint": "f"}, "protected": made, "attackers": list(attackers)}
+
+
+@pytest.mark.parametrize("parent", [None, {"fingerprint": "of others"}])
+def test_what_was_made_from_others_never_passes(parent: dict[str, str] | None) -> None:
+    """Strangers' pictures are traced to nobody: that nothing is found says nothing."""
+    measured = report(attacker("a", curve(0.001)))
+    assert decide(measured, 0.01).passed
+    found = decide({**measured, "protected": {**measured["protected"], "parent": parent}}, 0.01)
+    assert not found.passed
+    assert "was not made from the originals" in found.reason
 
 
 def test_the_largest_upper_end_of_all_attackers_decides() -> None:

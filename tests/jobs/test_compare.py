@@ -82,8 +82,8 @@ def test_a_cell_for_every_strength_and_the_reference(content: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attackers": []}, "'attackers' is missing"),
-        ({"evaluate": {}}, "'evaluate' is missing"),
+        ({"attackers": []}, "missing in --config FILE.yaml: attackers"),
+        ({"evaluate": {}}, "missing in --config FILE.yaml: evaluate"),
         ({"seeds": [1, 1]}, "seeds: .* each once"),
         ({"protections": [{"method": "blurr"}]}, "unknown protection 'blurr'"),
         ({"protections": [{"method": "blur", "strength": "much"}]}, "blur: strength is 'much'"),

@@ -35,7 +35,8 @@ def test_the_exit_code_and_the_record(
 ) -> None:
     dataset = build(str(tmp_path / "set"))
     report = {
-        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}},
+        "original": {"fingerprint": "o"},
+        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}, "parent": {"fingerprint": "o"}},
         "attackers": [attacker("alpha", curve(0.02, 12))],
     }
     written = json.dumps(report).encode()
@@ -57,7 +58,8 @@ def test_the_exit_code_and_the_record(
 def test_a_set_that_fails_later_is_withheld_again(tmp_path: Path) -> None:
     dataset = build(str(tmp_path / "set"))
     report = {
-        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}},
+        "original": {"fingerprint": "o"},
+        "protected": {"url": dataset.url, "fingerprint": "f", "samples": 12, "config": {}, "parent": {"fingerprint": "o"}},
         "attackers": [attacker("alpha", curve(0.02, 12))],
     }
     assert gate(report, b"", "x", 0.05, None) == {"released": True, "withheld": None}

@@ -169,7 +169,14 @@ def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsy
     assert "was made from" in error(protected, "--protected", protected, "--recognizer", file)
     assert "each of another name" in error(original, "--protected", protected, "--recognizer", file, same)
     assert "no data set" in error(str(tmp_path / "nothing"), "--protected", protected, "--recognizer", file)
+    renamed = str(write_recognizer(tmp_path / "gamma.onnx", 0, name="gamma"))
+    twice = error(original, "--protected", protected, "--recognizer", file, renamed)
+    assert "alpha is the network of another one under a new name" in twice
+    assert "was made from no data set" in error(original, "--protected", original, "--recognizer", file), "strangers are traced to nobody"
+    command[1] = f"{protected}/leakage"
+    assert "lie in each other" in error(original, "--protected", protected, "--recognizer", file)
     assert not (tmp_path / "leakage").exists()
+    assert not (Path(protected) / "leakage").exists()
 
 
 def test_embeddings_of_another_file_are_refused(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

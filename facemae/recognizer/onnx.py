@@ -37,6 +37,8 @@ def read_model(path: str | Path) -> bytes:
         return pixel_graph()
     if Path(path).is_dir():
         raise FileNotFoundError(f"{path} is a folder: give FILE.onnx, of a run of facemae pretrain {path}/weights/recognizer.onnx")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: there is no such recogniser: give the path of FILE.onnx, on this machine")
     return Path(path).read_bytes()
 
 

@@ -148,7 +148,7 @@ def test_unreadable_files_are_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.onnx: not an ONNX network"):
         OnnxRecognizer.load(path, HALF, HALF)
-    with pytest.raises(FileNotFoundError, match=r"absent\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx: there is no such recogniser: give the path"):
         OnnxRecognizer.load(tmp_path / "absent.onnx", HALF, HALF)
 
 

@@ -32,7 +32,7 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_a_printed_command_is_understood(page: str, command: str) -> None:
-    _, job, *arguments = shlex.split(command)
+    _, job, *arguments = shlex.split(re.sub(r"--seed [A-Z]+", "--seed 1", command))
     assert job in JOBS
     kind = next(iter(get_type_hints(importlib.import_module(f"jobs.{job}").run).values()))
     if job == "verify":  # its root may come without the flag

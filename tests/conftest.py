@@ -35,8 +35,10 @@ def kills(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture
-def long() -> None:
-    """Marks a case that only ``make faults`` runs."""
+def long(pytestconfig: pytest.Config) -> None:
+    """Marks a case that only ``make faults`` runs; a test may also ask for it in its midst, for some of its parameters."""
+    if not pytestconfig.getoption("--kills"):
+        pytest.skip("runs in `make faults`")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

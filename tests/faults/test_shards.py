@@ -43,7 +43,7 @@ def test_workers_killed_at_any_byte(either: World, kills: int, fault_case: Case,
     with either.faults(KillAt(phase, 0.5, keys=keys, per_key_limit=2, limit=kills)) as happened:
         either.must(job, either.arguments(job, root), timeout=600)
     fault_case.injected(happened)
-    assert kills / 2 <= len(happened) <= kills  # of two requests of one process one kills it
+    assert 1 <= len(happened) <= kills  # of two requests of one process one kills it; how many there are hangs on the timing
     fault_case.figures["shards done again"] = redone(either, root)
     assert redone(either, root) <= IN_FLIGHT * kills + IN_FLIGHT
     fault_case.check(root, undisturbed)

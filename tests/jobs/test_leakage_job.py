@@ -180,9 +180,9 @@ def test_errors_are_one_clear_line(roots: tuple[str, str], tmp_path: Path, capsy
 
 
 def test_embeddings_of_another_file_are_refused(roots: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    original, _ = roots
+    original, protected = roots
     embed.run(embed.EmbedConfig(input=original, recognizer=str(write_recognizer(tmp_path / "gamma.onnx", 0)), num_workers=1))
     other = str(write_recognizer(tmp_path / "other.onnx", 1, name="gamma"))
     output = str(tmp_path / "leakage")
-    assert main(["--original", original, "--protected", original, "--output", output, "--num-workers", "1", "--recognizer", other]) == 2
+    assert main(["--original", original, "--protected", protected, "--output", output, "--num-workers", "1", "--recognizer", other]) == 2
     assert "another recogniser of the same name" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from cluster.shard import sha256_hex
 from cluster.stage import run_stage
 from cluster.store import join_url
 from facemae.recognizer.onnx import OnnxRecognizer, read_model
+from facemae.recognizer.pixels import PIXELS
 from jobs.summary import print_summary
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) ->
 
 def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRecognizer]:
     """The attackers' networks, in the order of the report. Raises ValueError when one is not among --recognizer."""
-    files = {sha256_hex(read_model(file)): file for file in config.recognizer}
+    files = {sha256_hex(read_model(file)): file for file in [PIXELS, *config.recognizer]}  # pixels needs no file
     needed = {each["recognizer"]["name"]: each["recognizer"]["sha256"] for each in measurement.attackers}
     missing = [name for name, sha256 in needed.items() if sha256 not in files]
     if missing:

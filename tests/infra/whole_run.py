@@ -134,7 +134,7 @@ def _all_jobs(run: WholeRun) -> None:
     nowhere = run.start("auditor", "verify", f"{BUCKET}/original", AWS_ENDPOINT_URL="http://127.0.0.1:9")  # waits while others work
     one = ["--num-workers", "1"]
     pair = ["--original", f"{BUCKET}/original", "--protected", f"{BUCKET}/protected"]
-    measure = [*pair, "--recognizer", recognizer, "--output", f"{BUCKET}/results", *one]
+    measure = [*pair, "--recognizer", recognizer, "--no-pixels", "--output", f"{BUCKET}/results", *one]
     protect = ["--input", f"{BUCKET}/original", "--weights", f"{BUCKET}/run", "--device", "cpu", *one]
     ids = "synthetic:ids=4,images=4,seed=1"
     run.job("ingest training", "ingest", "ingest", "--source", ids, "--output", f"{BUCKET}/training", "--shard-size", "8", *one)

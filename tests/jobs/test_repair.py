@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ import torch
 
 import facemae.model  # noqa: F401  # registers the architectures
 from cluster.dataset import Dataset
+from cluster.measurement import Measurement
 from cluster.picture import decode
 from cluster.shard import Sample, read_samples
 from cluster.verify import verify
 from facemae.recognizer.onnx import OnnxRecognizer
 from jobs import ingest, leakage, protect
+from jobs.repair import _recognizers
 from tests.jobs.test_leakage_job import write_recognizer
 from tests.jobs.test_rekey import SECRET, new_key
 from tests.training import initial
@@ -237,3 +241,15 @@ def test_a_set_that_changed_since_is_not_repaired(world: World, tmp_path: Path) 
     file.write_text(json.dumps(report))
     with pytest.raises(RuntimeError, match=r"is no longer what .* measured: run facemae leakage again"):
         world.repair(str(tmp_path / "results"), "refused")
+
+
+def test_pixels_attacks_a_repair_without_a_file_and_others_need_theirs(tmp_path: Path) -> None:
+    def measured(*files: str) -> Measurement:
+        attackers = [{"recognizer": OnnxRecognizer.load(file).describe()} for file in files]
+        return cast(Measurement, SimpleNamespace(attackers=attackers, url="results"))
+
+    alpha = str(write_recognizer(tmp_path / "alpha.onnx", 0))
+    config = protect.ProtectConfig(input="in", output="out", recognizer=[alpha])
+    assert [each.name for each in _recognizers(config, measured(alpha, "pixels"))] == ["alpha", "pixels"]
+    with pytest.raises(ValueError, match="--recognizer lacks alpha: a repair needs the very files"):
+        _recognizers(dataclasses.replace(config, recognizer=[]), measured(alpha, "pixels"))

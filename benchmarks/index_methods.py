@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Options:
     batch: int = 10_000
 
 
-class Method:
+class Method(ABC):
     """A way to find neighbours. ``setting`` says what it chose."""
 
     setting = ""
@@ -56,17 +57,17 @@ class Method:
         self.gallery = np.load(folder / "gallery.npy", mmap_mode="r")
         self.queries = np.load(folder / "queries.npy")
 
-    def build(self) -> None:
+    def build(self) -> None:  # noqa: B027  # some have nothing to do
         """Read the gallery and make ready to search."""
 
-    def tune(self) -> None:
+    def tune(self) -> None:  # noqa: B027
         """Choose the least work that reaches the recall; also warms up."""
 
+    @abstractmethod
     def search(self, queries: np.ndarray) -> np.ndarray:
         """Numbers of the nearest, int64 (Q, k)."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Let go of what was started."""
 
     def recall(self, found: np.ndarray) -> float:

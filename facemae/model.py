@@ -202,7 +202,7 @@ def _read_architecture(folder: Path) -> tuple[Architecture, str]:
             raise ValueError("it names no architecture; a recogniser of facemae pretrain, perhaps? Give the output of facemae train")
         return Architecture(name=config.pop("architecture"), **config), sha256
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE} does not describe a masked autoencoder: {error}") from error
+        raise ValueError(f"{folder / CONFIG_FILE} does not describe a masked autoencoder: {type(error).__name__}: {error}") from error
 
 
 # dim, depth, heads of the encoder, then of the decoder: MAE's base and large, and two smaller ones of our own

@@ -22,6 +22,7 @@ from cluster.session import session
 from cluster.shard import sha256_hex
 from cluster.stage import run_stage
 from cluster.store import join_url
+from facemae.protection.noise_source import SECRET_SEED
 from facemae.recognizer.onnx import OnnxRecognizer, read_model
 from facemae.recognizer.pixels import PIXELS
 from jobs.summary import print_summary
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_RANK = 10
 METHOD_FIELDS = ("method", "strength", "mask_ratio", "seed", "options")
-ROUND_FIELDS = ("seed", "seed_sha256", "strength", "mask_ratio")
+ROUND_FIELDS = ("seed", SECRET_SEED, "strength", "mask_ratio")
 
 
 def repair(config: ProtectConfig, root: str) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) ->
     defaults = type(config)(input=config.input, output=config.output)
     for name in METHOD_FIELDS:
         given, default = getattr(config, name), getattr(defaults, name)
-        if name == "seed" and "seed_sha256" in protection:
+        if name == "seed" and SECRET_SEED in protection:
             continue
         if given not in (default, protection.get(name, default)):
             flag = name.replace("_", "-")
@@ -132,7 +133,7 @@ def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str,
     if base.get("weights_sha256") != made.get("weights_sha256"):
         found, wanted = base.get("weights_sha256"), made.get("weights_sha256")
         raise ValueError(f"--weights {config.weights} has sha256 {found}, the measured set was made with {wanted}: give these")
-    if base.get("seed_sha256") != made.get("seed_sha256"):
+    if base.get(SECRET_SEED) != made.get(SECRET_SEED):
         raise ValueError("--seed is not the secret seed that the measured set was made with: give that")
     record = {
         "of": measurement.report["protected"]["fingerprint"],

@@ -21,6 +21,7 @@ from benchmarks.search.bundle import MAX_BYTES, read_bundle, write_bundle
 from benchmarks.search.learn import Faces, begin, embed, train
 from benchmarks.search.measure import area, best_threshold, leakage, utility, verification
 from benchmarks.search.packed import PackedRecognizer
+from benchmarks.search.table import record, table
 from facemae.model import to_tensor
 from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.synthetic import SyntheticFaces
@@ -289,3 +290,11 @@ def test_an_unknown_setting_and_results_of_another_bundle_are_refused(packed: Pa
     (tmp_path / "original" / "result.json").write_text('{"bundle": "0123"}')
     with pytest.raises(ValueError, match="give another --output"):
         run.main([*command, "--only", "start", "--recognizer-samples", "16", "--width", "4"])
+
+
+def test_the_ablation_on_the_page_of_results_is_the_recorded_one() -> None:
+    repository = Path(__file__).parents[2]
+    found = json.loads((repository / "benchmarks" / "search" / "ablation.json").read_text())
+    shown = json.loads((repository / "docs" / "results" / "ablation.json").read_text())
+    assert record(found, shown["title"]) == shown, "python -m benchmarks.search.table"
+    assert table(found["rows"]).count("\n") == len(found["rows"]) + 2

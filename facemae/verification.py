@@ -35,6 +35,13 @@ def unit_rows(vectors: np.ndarray, what: str = "embeddings") -> np.ndarray:
     return (vectors / lengths).astype(np.float32)
 
 
+def require_both_kinds(same: np.ndarray) -> None:
+    """Raise VerificationError where all pairs, bool (N,), are of one kind."""
+    if same.all() or not same.any():
+        kind = "one person" if same.any() else "two people"
+        raise VerificationError(f"all {len(same)} pairs show {kind}: no threshold can be judged. Give pairs of both kinds")
+
+
 def squared_distances(vectors: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances of the rows ``left`` and ``right``, both int64 (N,), of ``vectors`` (I, D): float64 (N,)."""
     found = np.empty(len(left))
@@ -119,9 +126,7 @@ class Roc:
         """
         if not np.isfinite(distances).all():
             raise VerificationError(f"{np.count_nonzero(~np.isfinite(distances))} distances are not finite: an embedding is broken")
-        if same.all() or not same.any():
-            kind = "one person" if same.any() else "two people"
-            raise VerificationError(f"all {len(same)} pairs show {kind}: no threshold can be judged. Give pairs of both kinds")
+        require_both_kinds(same)
         return cls(np.sort(distances[same]), np.sort(distances[~same]))
 
     def accepted(self, mistakes: np.ndarray | int) -> np.ndarray:

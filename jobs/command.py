@@ -112,7 +112,8 @@ def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str,
 def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one clear line. Returns the exit code: 0 done, 2 an error, 3 done with shards
     or cells given up or without a single image, 4 done, and the release withheld by the gate (``withheld`` in what ``run`` returned), 130
-    stopped at once, 143 stopped as asked. FACEMAE_TRACEBACK=1 shows where an error came from."""
+    stopped at once, 143 stopped as asked. What to run next (``next`` in what ``run`` returned) is printed here, so that a job inside of
+    another one does not say it. FACEMAE_TRACEBACK=1 shows where an error came from."""
     name = (run.__module__ if run.__module__ != "__main__" else os.path.basename(sys.argv[0]).removesuffix(".py")).rpartition(".")[2]
     try:
         config = parse(kind, sys.argv[1:] if arguments is None else arguments, f"facemae {name}")
@@ -128,11 +129,13 @@ def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Seque
             traceback.print_exc()
         print(f"\nfacemae {name}: error: {error}", file=sys.stderr)
         return 2
-    if isinstance(result, Mapping) and result.get("withheld"):
+    result = result if isinstance(result, Mapping) else {}
+    if result.get("next"):
+        print(f"next:    {result['next']}", flush=True)
+    if result.get("withheld"):
         print(f"\nfacemae {name}: release withheld: {result['withheld']}", file=sys.stderr)
         return 4
-    incomplete = isinstance(result, Mapping) and (result.get("failed_shards") or result.get("failed_cells") or result.get("samples") == 0)
-    return 3 if incomplete else 0
+    return 3 if result.get("failed_shards") or result.get("failed_cells") or result.get("samples") == 0 else 0
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:

@@ -102,8 +102,9 @@ def run(config: CompareConfig) -> dict[str, Any]:
         failed |= _train_and_verify(config, [cell for cell in cells if cell.key not in failed], store, origin)
     record = _record(config, cells, store, failed)
     written = _write(record, store)
-    _say(record, written, config)
-    return {"written": written, "failed_cells": [row.name for row in record.rows if row.failed]}
+    _say(record, written)
+    next_step = f"facemae compare --results {config.folder}/compare.json --output results.md"
+    return {"written": written, "failed_cells": [row.name for row in record.rows if row.failed], "next": next_step}
 
 
 def _tell_changes(cells: Sequence[Cell], store: Store) -> None:
@@ -205,14 +206,13 @@ def _words(record: Record) -> str:
     return "\n".join(f"## {heading}\n\n{markdown(view)}\n{claim(view)}" for heading, _, view in record.views())
 
 
-def _say(record: Record, written: Sequence[str], config: CompareConfig) -> None:
+def _say(record: Record, written: Sequence[str]) -> None:
     print(f"\n{_words(record)}")
     for line in failures(record):
         print(f"failed: {line}")
     if failures(record):
         print("the same command again does what failed, and nothing else")
     print("\n".join(f"written: {path}" for path in written))
-    print(f"next:    facemae compare --results {config.folder}/compare.json --output results.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,9 +80,7 @@ def _located(config: CompareConfig) -> CompareConfig:
 def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: str, attackers: list[Any], verified: Settings) -> Cell:
     ray, cells = {"num_workers": config.num_workers}, Path(config.folder) / "cells" / name
     draft = _section(ProtectConfig, "protections", section, {"input": config.data, "output": "", **ray}, where=f"protections {name}")
-    # an unknown method, a strength out of range, weights of another kind, too few people for it: refused now, without Ray
-    description = describe_protection(draft.method, method_options(draft))
-    require_people(Dataset(config.data), description)
+    description = _checked(name, draft)
     made = {**_settings(draft, "protections"), "data": source}
     if SECRET_SEED in description:  # whoever has it takes the noise away again: records are shown around
         made["seed"] = description[SECRET_SEED]
@@ -94,6 +92,17 @@ def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: 
     measured = {"protect": made, "attackers": attackers, "leakage": _settings(leakage, "leakage")}
     trials = tuple(_trial(config, name, seed, protected, made, verified) for seed in config.seeds)
     return Cell(name, dataclasses.replace(draft, output=protected), leakage, measured, trials)
+
+
+def _checked(name: str, config: ProtectConfig) -> Settings:
+    """The description of a cell's protection. What `facemae protect` would refuse is refused now, without Ray: an unknown method, a
+    strength out of range, weights of another kind, too few people for it."""
+    try:
+        description = describe_protection(config.method, method_options(config))
+        require_people(Dataset(config.input), description)
+    except ValueError as error:
+        raise UsageError(f"protections, {name}: {error}") from None
+    return description
 
 
 def _trial(config: CompareConfig, name: str, seed: int, protected: str, made: Settings, verified: Settings) -> Trial:

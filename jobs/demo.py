@@ -50,8 +50,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         result = run_pipeline(pipeline)
     page = Path(config.folder) / "leakage" / "report.html"
     print(f"\ndone in {time.perf_counter() - started:.0f} s; the S3 server and Ray are stopped")
-    print(f"open the report: {page.absolute()}\nnext: the same on your faces: docs/pipeline.md, or facemae pipeline --help")
-    return result
+    print(f"open the report: {page.absolute()}")
+    return {**result, "next": "the same on your faces: docs/pipeline.md, or facemae pipeline --help"}
 
 
 def _start_afresh(folder: Path) -> None:

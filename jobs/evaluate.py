@@ -98,7 +98,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         "results": [_score(protocol, embedded, recognizers, number) for protocol in protocols for number in range(len(recognizers))],
     }
     _write(config, report)
-    return report
+    return {**report, "next": "facemae compare --help (the same of sets protected in other ways, beside what leaks)"}
 
 
 def _require_protocols(config: EvaluateConfig) -> None:

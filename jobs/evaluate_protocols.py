@@ -11,7 +11,7 @@ import numpy as np
 from facemae.identification import Split, identify
 from facemae.pairs import PairList
 from facemae.template import Templates
-from facemae.verification import Roc, Verification, file_folds, squared_distances, verify
+from facemae.verification import Roc, Verification, file_folds, require_both_kinds, squared_distances, verify
 from jobs.evaluate_images import Images
 
 
@@ -52,6 +52,7 @@ class PairProtocol(Protocol):
 
     def __init__(self, name: str, kind: str, images: Images, pairs: PairList, sha256: str | None = None) -> None:
         super().__init__(name, kind, [images], sha256)
+        require_both_kinds(pairs.same)  # before the images are embedded
         self._pairs = pairs
         self._fold = file_folds(len(pairs)) if pairs.fold is None else pairs.fold  # before anything is left out
 

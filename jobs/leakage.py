@@ -115,11 +115,12 @@ def run(config: LeakageConfig) -> dict[str, Any]:
     for shard in failed:
         print(f"given up: {shard}: its manifest says why")
     again = f" --rekey {config.rekey}" if config.rekey else ""
-    print(f"written: {output.url}/leakage.json\nnext:    facemae report --output {config.output}{again}")
+    print(f"written: {output.url}/leakage.json")
+    next_step = f"facemae report --output {config.output}{again}"
     if config.max_cmc1 is None and config.max_identity_cmc1 is None:
-        print("         the same command with --max-cmc1 0.01 releases the set, or withholds it, by what was measured")
+        next_step += "\n         the same command with --max-cmc1 0.01 releases the set, or withholds it, by what was measured"
     verdict = gate(report, written, f"{output.url}/leakage.json", config.max_cmc1, config.max_identity_cmc1)
-    return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed, **verdict}
+    return {"url": output.url, "worst_attacker": report["worst_attacker"], "failed_shards": failed, "next": next_step, **verdict}
 
 
 def _lineage(dataset: Dataset) -> dict[str, Any]:

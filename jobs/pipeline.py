@@ -68,7 +68,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
             done[name] = job.run(settings)
     failed = [shard for summary in done.values() if isinstance(summary, Mapping) for shard in summary.get("failed_shards", ())]
     withheld = next((summary["withheld"] for summary in done.values() if isinstance(summary, Mapping) and summary.get("withheld")), None)
-    return {**done, "failed_shards": failed, "withheld": withheld}
+    return {**done, "failed_shards": failed, "withheld": withheld, "next": done["report"]["next"]}
 
 
 def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:

@@ -205,12 +205,13 @@ def _options(config: PretrainConfig) -> TrainOptions:
 
 
 def _summary(job: PretrainJob, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Print what was trained, where it is, and what to run next."""
+    """Print what was trained and where it is. Returns the same, and what to run next."""
     onnx = join_url(job.output, result["recognizer"]["file"])
     print(f"{result['samples']} images in {result['steps']} steps; loss {result['metrics']['loss']:.4g}")
-    print(f"written: {onnx}\nnext:    facemae evaluate --recognizer {onnx} --pairs PAIRS.txt --images FACES --output scores")
+    print(f"written: {onnx}")
+    next_step = f"facemae evaluate --recognizer {onnx} --pairs PAIRS.txt --images FACES --output scores"
     keys = ("steps", "samples", "epochs", "metrics", "weights", "recognizer")
-    return {"url": job.output, "onnx": onnx, **{key: result[key] for key in keys}, "seconds": seconds}
+    return {"url": job.output, "onnx": onnx, **{key: result[key] for key in keys}, "seconds": seconds, "next": next_step}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -107,12 +107,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _told(measurement: Measurement, url: str, *, shows_originals: bool) -> dict[str, Any]:
-    """Print where the page is and what it says. Returns the same."""
+    """Print where the page is and what it says. Returns the same, and what to do next."""
     title, sentence = conclusion(measurement)
     warning = " (it shows originals: keep it as safe as the data set)" if shows_originals else ""
     again = f"; before passing it on: facemae report --no-pictures --output {url.rpartition('/')[0]}" if shows_originals else ""
-    print(f"{headline(measurement)}\n{title}. {sentence}\nwritten: {url}{warning}\nnext:    open it in a browser{again}")
-    return {"url": url, "headline": headline(measurement), "conclusion": title, "utility": measurement.utility}
+    print(f"{headline(measurement)}\n{title}. {sentence}\nwritten: {url}{warning}")
+    next_step = f"open it in a browser{again}"
+    return {"url": url, "headline": headline(measurement), "conclusion": title, "utility": measurement.utility, "next": next_step}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

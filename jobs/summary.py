@@ -1,4 +1,4 @@
-"""What a stage's job prints at its end: the accounting, where the output is, and what to run next."""
+"""What a stage's job prints at its end: the accounting, and where the output is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster.stage import StageResult
 
 
 def print_summary(result: StageResult, output: Dataset, *, next_step: str) -> dict[str, Any]:
-    """Print a stage's accounting. Returns it: counts, rate of this run, and the shards that were given up."""
+    """Print a stage's accounting. Returns it: counts, rate of this run, the shards that were given up, and what to run next."""
     content = result.description
     rate = result.samples / result.seconds if result.seconds else 0.0
     out, quarantined = content["samples"], content["quarantined"]
@@ -24,6 +24,7 @@ def print_summary(result: StageResult, output: Dataset, *, next_step: str) -> di
         print("not a single image could be used: the reasons are above and in the quarantine ledger")
     for shard in result.failed_shards:
         print(f"shard {shard} was given up: {output.url}/manifests/{shard}.json says why")
-    print(f"written: {output.url}\nnext:    {next_step}")
+    print(f"written: {output.url}")
     counts = {name: content[name] for name in ("samples_in", "samples", "quarantined", "shards", "identities")}
-    return {"url": output.url, **counts, "images_per_second": rate, "seconds": result.seconds, "failed_shards": list(result.failed_shards)}
+    summary = {"url": output.url, **counts, "images_per_second": rate, "seconds": result.seconds, "next": next_step}
+    return {**summary, "failed_shards": list(result.failed_shards)}

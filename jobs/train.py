@@ -189,12 +189,13 @@ def read_deepspeed(path: str) -> Mapping[str, Any]:
 
 
 def _summary(config: TrainConfig, job: TrainJob, result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Print what was trained, where it is, and what to run next."""
+    """Print what was trained and where it is. Returns the same, and what to run next."""
     terms = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if name != "lr")
     print(f"{result['samples']} images in {result['steps']} steps; {terms}")
-    print(f"written: {job.output}\nnext:    facemae protect --input {config.data} --output PROTECTED --weights {config.output}")
+    print(f"written: {job.output}")
+    next_step = f"facemae protect --input {config.data} --output PROTECTED --weights {config.output}"
     keys = ("steps", "samples", "epochs", "metrics", "weights")
-    return {"url": job.output, **{key: result[key] for key in keys}, "seconds": seconds}
+    return {"url": job.output, **{key: result[key] for key in keys}, "seconds": seconds, "next": next_step}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

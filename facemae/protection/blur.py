@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from facemae.protection.deterministic import DeterministicProtection
 from facemae.protection.dial import Dial
 from facemae.protection.protocol import check_batch
 
@@ -16,7 +16,7 @@ BITS = 20
 """The kernel's weights are whole multiples of 2^-20: two passes over 8-bit pixels then need 48 bits, exact in float64 in any order."""
 
 
-class BlurProtection:
+class BlurProtection(DeterministicProtection):
     """Convolves every colour with a Gaussian; the border mirrors the picture, the border's pixels twice (scipy's "reflect").
 
     The arithmetic is exact, so the bytes are the same on every machine. Nothing random: whoever knows sigma can deconvolve, and train on
@@ -32,13 +32,6 @@ class BlurProtection:
     name = "blur"
     dial = Dial("sigma of the Gaussian in pixels", 0, 112, 4, open_low=True)
 
-    def __init__(self, strength: float | None = None) -> None:
-        self.strength = self.dial.checked(self.name, strength)
-
-    def describe(self) -> dict[str, Any]:
-        """Returns method and strength; see `Protection.describe`."""
-        return {"method": self.name, "strength": self.strength}
-
     def protect(self, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
         """Blurs every picture; the keys do not matter; see `Protection.protect`."""
         check_batch(pictures, keys)
@@ -48,10 +41,6 @@ class BlurProtection:
             sums = _pass(columns, _pass(rows, picture.astype(np.float64)))
             out[:] = np.floor(sums * 2.0 ** (-2 * BITS) + 0.5)
         return blurred
-
-    def variants(self, skip: int = 0) -> Sequence[BlurProtection]:
-        """Returns nothing: there is nothing random; see `Protection.variants`."""
-        return []
 
 
 def _pass(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from facemae.protection.deterministic import DeterministicProtection
 from facemae.protection.dial import Dial
 from facemae.protection.protocol import GREY, check_batch
 
@@ -19,7 +19,7 @@ EYE_HALF, MOUTH_HALF = (13.0, 8.0), (21.0, 10.0)
 """Half width and half height of the rectangles at strength 1 (our reading: the whole eye without the brow, the lips)."""
 
 
-class FixedMaskProtection:
+class FixedMaskProtection(DeterministicProtection):
     """Paints one rectangle around each eye and one around the mouth grey: the same places in every picture, since faces are aligned.
 
     What is not grey is the original, pixel for pixel.
@@ -34,13 +34,6 @@ class FixedMaskProtection:
     name = "fixed_mask"
     dial = Dial("scale of the rectangles over eyes and mouth", 0, 2, 1, open_low=True)
 
-    def __init__(self, strength: float | None = None) -> None:
-        self.strength = self.dial.checked(self.name, strength)
-
-    def describe(self) -> dict[str, Any]:
-        """Returns method and strength; see `Protection.describe`."""
-        return {"method": self.name, "strength": self.strength}
-
     def protect(self, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
         """Hides the areas of every picture; the keys do not matter; see `Protection.protect`."""
         check_batch(pictures, keys)
@@ -48,10 +41,6 @@ class FixedMaskProtection:
         for rows, columns in self._rectangles(*pictures.shape[1:3]):
             masked[:, rows, columns] = GREY
         return masked
-
-    def variants(self, skip: int = 0) -> Sequence[FixedMaskProtection]:
-        """Returns nothing: there is nothing random; see `Protection.variants`."""
-        return []
 
     def _rectangles(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
         """The pixels (y, x) whose middles lie in a rectangle; the template is stretched to the picture."""

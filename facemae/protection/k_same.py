@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from facemae.protection.blocks import block_means
+from facemae.protection.deterministic import DeterministicProtection
 from facemae.protection.dial import Dial
 from facemae.protection.protocol import GREY, ProtectedShard, check_batch
 
@@ -22,7 +23,7 @@ compare low frequencies)."""
 MAX_K = 1000
 
 
-class KSameProtection:
+class KSameProtection(DeterministicProtection):
     """Replaces every picture by the average of a group of k pictures of k different people of the same shard.
 
     The first picture by key that is left takes the nearest picture of each of the k - 1 nearest other people; again with what is left;
@@ -42,12 +43,9 @@ class KSameProtection:
     name = "k_same"
     dial = Dial("k, the people in an average", 2, MAX_K, 5, whole=True)
 
-    def __init__(self, strength: float | None = None) -> None:
-        self.strength = int(self.dial.checked(self.name, strength))
-
     def describe(self) -> dict[str, Any]:
         """Returns method and strength, and that the unit is a shard; see `ShardProtection`."""
-        return {"method": self.name, "strength": self.strength, "unit": "shard", "min_identities": self.strength}
+        return {**super().describe(), "unit": "shard", "min_identities": self.strength}
 
     def protect(self, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
         """Refuses: a batch says neither who is in it nor who else is in the shard.
@@ -68,25 +66,22 @@ class KSameProtection:
             raise ValueError(f"{len(pictures)} pictures with {len(identities)} identities: give one for each picture")
         if not len(pictures):
             return ProtectedShard(pictures.copy(), {})
+        k = int(self.strength)
         people, counts = np.unique(np.asarray(identities), return_inverse=True, return_counts=True)[1:]
-        if len(counts) < self.strength:
+        if len(counts) < k:
             raise ValueError(
-                f"k_same with k = {self.strength} needs {self.strength} identities in a shard, this one has {len(counts)}: "
+                f"k_same with k = {k} needs {k} identities in a shard, this one has {len(counts)}: "
                 "lower --strength, or ingest with a larger --shard-size"
             )
-        num_groups = most_groups(counts, self.strength)
+        num_groups = most_groups(counts, k)
         rows = _first_of_each(people, keys, num_groups)
         averages = np.full_like(pictures, GREY)
         features = block_means(pictures[rows], REDUCTION).reshape(len(rows), -1).astype(np.float64)
-        for group in _groups(features, people[rows], self.strength, num_groups):
+        for group in _groups(features, people[rows], k, num_groups):
             total = pictures[rows[group]].sum(axis=0, dtype=np.int64)
             averages[rows[group]] = (2 * total + len(group)) // (2 * len(group))
-        why = f"its person has more images in the shard than there are groups of {self.strength} people"
+        why = f"its person has more images in the shard than there are groups of {k} people"
         return ProtectedShard(averages, {int(row): why for row in np.setdiff1d(np.arange(len(pictures)), rows)})
-
-    def variants(self, skip: int = 0) -> Sequence[KSameProtection]:
-        """Returns nothing: there is nothing random; see `Protection.variants`."""
-        return []
 
 
 def most_groups(counts: np.ndarray, k: int) -> int:

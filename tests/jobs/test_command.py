@@ -94,3 +94,11 @@ def test_a_bug_is_not_dressed_up_as_a_user_error() -> None:
 def test_shards_given_up_make_the_exit_code_three() -> None:
     assert main_of(Example, lambda config: {"failed_shards": ["00001"]}, ["--source", "a"]) == 3
     assert main_of(Example, lambda config: {"failed_shards": []}, ["--source", "a"]) == 0
+
+
+def test_what_to_run_next_is_said_by_the_outermost_job_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def inner(config: Example) -> dict[str, str]:
+        return {"next": "facemae inner"}
+
+    assert main_of(Example, lambda config: {**inner(config), "next": "facemae outer"}, ["--source", "a"]) == 0
+    assert capsys.readouterr().out == "next:    facemae outer\n"

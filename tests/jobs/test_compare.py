@@ -85,7 +85,7 @@ def test_a_cell_for_every_strength_and_the_reference(content: dict[str, Any]) ->
         ({"attackers": []}, "missing in --config FILE.yaml: attackers"),
         ({"evaluate": {}}, "missing in --config FILE.yaml: evaluate"),
         ({"seeds": [1, 1]}, "seeds: .* each once"),
-        ({"protections": [{"method": "blurr"}]}, "unknown protection 'blurr'"),
+        ({"protections": [{"method": "blurr", "name": "mild"}]}, "protections, mild: unknown protection 'blurr'"),
         ({"protections": [{"method": "blur", "strength": "much"}]}, "blur: strength is 'much'"),
         ({"protections": [{"method": "blur", "strength": [-1]}]}, "blur: strength is -1"),
         ({"protections": [{"method": "blur", "sigma": 2}]}, "protections blur: unknown field 'sigma'"),

@@ -284,11 +284,12 @@ def test_what_cannot_be_measured(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 
-def test_pairs_of_one_kind_only(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_of_one_kind_only(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.evaluate.embed_images", lambda *given: pytest.fail("refused too late"))
     lines = (world / "all.csv").read_text().splitlines()
     (tmp_path / "same.csv").write_text("\n".join(line for line in lines if not line.endswith(",0")) + "\n")
     command = flags(world, tmp_path / "out", "--pairs", str(tmp_path / "same.csv"), "--images", str(world / "faces"))
-    assert "same: all 36 pairs show one person" in fails(capsys, command)
+    assert "same.csv: all 36 pairs show one person" in fails(capsys, command)
 
 
 def test_a_recogniser_that_gives_nonsense(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

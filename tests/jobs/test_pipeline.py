@@ -37,9 +37,13 @@ def _config(root: str, folder: Path, **changes: object) -> PipelineConfig:
 
 @pytest.mark.s3
 @pytest.mark.timeout(600)
-def test_the_whole_path_and_its_resume(s3_server: Endpoint, s3_root: str, tmp_path: Path, ray_session: None) -> None:
+def test_the_whole_path_and_its_resume(
+    s3_server: Endpoint, s3_root: str, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _config(s3_root, tmp_path)
     first = pipeline.run(config)
+    assert "next:" not in capsys.readouterr().out, "a step does not tell what the pipeline does by itself"
+    assert first["next"].startswith("open it in a browser")
     assert first["protect"]["samples_in"] == first["protect"]["samples"] == 60
     assert first["failed_shards"] == []
     page = (tmp_path / "leakage" / "report.html").read_text()

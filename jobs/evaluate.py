@@ -76,7 +76,8 @@ class EvaluateConfig(Config):
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Embed, score, write evaluate.json, evaluate.md and roc.png, print the table, and return the content of evaluate.json."""
+    """Embed, score, write evaluate.json, evaluate.md and roc.png, print the table. Returns the content of evaluate.json, and what to
+    run next."""
     _require_protocols(config)
     recognizers, protocols = _recognizers(config), open_protocols(config)
     _require_images(protocols, config.skip_missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,13 +103,14 @@ def _templates(config: EvaluateConfig, roots: Roots) -> Iterator[Protocol]:
     images = FolderImages(str(config.images), templates.images, roots.listed(str(config.images)))
     for file in config.template_pairs:
         text, sha256 = _text(file)
-        yield TemplatePairProtocol(_stem(file), images, templates, read_template_pairs(text, file, templates), sha256)
+        pairs = read_template_pairs(text, file, templates)
+        yield _named(file, TemplatePairProtocol, _stem(file), images, templates, pairs, sha256)
     for file in config.template_gallery:
         text, sha256 = _text(file)
         yield TemplateSearchProtocol(_stem(file), images, templates, read_template_names(text, file, templates), sha256)
 
 
-def _named(file: str, kind: type[PairProtocol], *arguments: Any) -> Protocol:
+def _named(file: str, kind: Callable[..., Protocol], *arguments: Any) -> Protocol:
     """A protocol, whose first checks name the file when they fail."""
     try:
         return kind(*arguments)

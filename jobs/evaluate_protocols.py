@@ -88,6 +88,7 @@ class TemplatePairProtocol(Protocol):
 
     def __init__(self, name: str, images: Images, templates: Templates, pairs: tuple[np.ndarray, ...], sha256: str) -> None:
         super().__init__(name, "template-pairs", [images], sha256)
+        require_both_kinds(pairs[2])
         self._templates, self._pairs = templates, pairs
 
     def score(self, vectors: np.ndarray, present: np.ndarray) -> dict[str, Any]:

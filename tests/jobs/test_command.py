@@ -96,9 +96,7 @@ def test_shards_given_up_make_the_exit_code_three() -> None:
     assert main_of(Example, lambda config: {"failed_shards": []}, ["--source", "a"]) == 0
 
 
-def test_what_to_run_next_is_said_by_the_outermost_job_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    def inner(config: Example) -> dict[str, str]:
-        return {"next": "facemae inner"}
-
-    assert main_of(Example, lambda config: {**inner(config), "next": "facemae outer"}, ["--source", "a"]) == 0
-    assert capsys.readouterr().out == "next:    facemae outer\n"
+def test_what_to_run_next_is_the_last_line_whatever_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for more, code in (({}, 0), ({"failed_shards": ["00001"]}, 3), ({"withheld": "the bound is above the limit"}, 4)):
+        assert main_of(Example, lambda config, more=more: {"next": "facemae protect", **more}, ["--source", "a"]) == code  # type: ignore[misc]
+        assert capsys.readouterr().out == "next:    facemae protect\n"

@@ -290,6 +290,10 @@ def test_pairs_of_one_kind_only(world: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "same.csv").write_text("\n".join(line for line in lines if not line.endswith(",0")) + "\n")
     command = flags(world, tmp_path / "out", "--pairs", str(tmp_path / "same.csv"), "--images", str(world / "faces"))
     assert "same.csv: all 36 pairs show one person" in fails(capsys, command)
+    (tmp_path / "templates.csv").write_text("template,subject,image,media\na,0,person00/0.jpg,\nb,1,person01/0.jpg,\n")
+    (tmp_path / "others.csv").write_text("t1,t2,same\na,b,0\n")
+    more = [f"--templates={tmp_path}/templates.csv", f"--template-pairs={tmp_path}/others.csv", "--images", str(world / "faces")]
+    assert "others.csv: all 1 pairs show two people" in fails(capsys, flags(world, tmp_path / "out", *more))
 
 
 def test_a_recogniser_that_gives_nonsense(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

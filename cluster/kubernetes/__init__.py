@@ -1,0 +1,1 @@
+"""Runs on Kubernetes: KubeRay's RayJob, rendered from types, applied, watched and cancelled."""

@@ -1,1 +1,1 @@
-"""Runs on Kubernetes: KubeRay's RayJob, rendered from types, applied, watched and cancelled."""
+"""Kubernetes: the manifests of a run, and the run on the other side."""

@@ -177,6 +177,12 @@ class ForgetfulStore:
     def size(self, key: str) -> int:
         return self._inner.size(key)
 
+    def entries(self, prefix: str = "") -> Iterator[str]:
+        return self._inner.entries(prefix)
+
+    def age(self, key: str) -> float | None:
+        return self._inner.age(key)
+
     def delete(self, key: str) -> None:
         self._inner.delete(key)
 

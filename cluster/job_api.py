@@ -169,7 +169,9 @@ class _Client(JobSubmissionClient):
 def check_address(address: str) -> None:
     """Raise ValueError for what is no address of a Ray cluster's job API."""
     if carries_credentials(address):
-        raise ValueError("--to holds a user or password (it is not repeated here): leave them out; Ray's token comes from RAY_AUTH_TOKEN or a file")
+        raise ValueError(
+            "--to holds a user or password (not repeated here): leave them out; Ray's token comes from RAY_AUTH_TOKEN or a file"
+        )
     try:
         found = urlsplit(address)
         good = found.scheme in ("http", "https", "ray") and found.hostname and found.port != 0
@@ -197,7 +199,7 @@ def _dashboard_of(address: str) -> str:
     try:
         with warnings.catch_warnings(), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             warnings.simplefilter("ignore")  # it says the same as the error
-            with ray.init(address=address, logging_level="ERROR", log_to_driver=False) as context:
+            with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False) as context:
                 url = context.dashboard_url
     except AuthenticationError as error:
         raise JobApiError(_no_token(address, error)) from None
@@ -210,8 +212,8 @@ def _dashboard_of(address: str) -> str:
         raise JobApiError(f"{address}: that cluster runs no dashboard, which takes the jobs: start its head with --include-dashboard=true")
     if url.startswith(("127.", "localhost")) and not host.startswith("127.") and host != "localhost":
         raise JobApiError(
-            f"{address}: its dashboard listens on the head's own {url} alone: start the head with --dashboard-host=0.0.0.0, or tunnel to it "
-            "and give --to http://127.0.0.1:8265"
+            f"{address}: its dashboard listens on the head's own {url} alone: start the head with --dashboard-host=0.0.0.0, or tunnel to "
+            "it and give --to http://127.0.0.1:8265"
         )
     return f"http://{url}"
 

@@ -23,7 +23,7 @@ def write_package(path: Path, config: str, *, code: bool = True, root: Path | No
         code: whether the modules travel, or the cluster has its own.
         root: folder of the packages; by default where this module was imported from.
     """
-    files = {CONFIG: config.encode()} | (_modules(root or Path(__file__).parents[1]) if code else {})
+    files = package_files(config, code=code, root=root)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as package:
         for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, _EPOCH)
@@ -32,13 +32,19 @@ def write_package(path: Path, config: str, *, code: bool = True, root: Path | No
     return path.stat().st_size
 
 
+def package_files(config: str, *, code: bool = True, root: Path | None = None) -> dict[str, bytes]:
+    """What the zip holds, by name: see ``write_package``."""
+    return {CONFIG: config.encode(), **(_modules(root or Path(__file__).parents[1]) if code else {})}
+
+
 def _modules(root: Path) -> Mapping[str, bytes]:
     """Every file of the packages that a run needs, by its place. Links are left out: they may lead anywhere."""
     found = dict[str, bytes]()
     for package in PACKAGES:
         for path in (root / package).rglob("*"):
             parts = path.relative_to(root).parts
-            plain = not any(part.startswith(".") or part == "__pycache__" or (root.joinpath(*parts[: i + 1])).is_symlink() for i, part in enumerate(parts))
-            if plain and path.suffix in SUFFIXES and path.is_file():
+            linked = any(root.joinpath(*parts[:depth]).is_symlink() for depth in range(1, len(parts) + 1))
+            hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+            if path.suffix in SUFFIXES and not linked and not hidden and path.is_file():
                 found["/".join(parts)] = path.read_bytes()
     return found

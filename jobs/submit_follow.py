@@ -98,7 +98,9 @@ class Follower:
                 self._ask()
                 asked = self.clock()
             if now - self._answered > self.patience:
-                return Ending(2, f"{self.run.name} is out of sight: {self._lost}", f"whether it goes on is not known: look with {self.again}")
+                return Ending(
+                    2, f"{self.run.name} is out of sight: {self._lost}", f"whether it goes on is not known: look with {self.again}"
+                )
             state = self._state
             if state is not None and state.phase.ended:
                 ended = now if ended is None else ended

@@ -21,8 +21,10 @@ from jobs.embed import EmbedConfig
 JOBS = ("ingest", "train", "protect", "embed", "leakage", "report", "verify", "pipeline", "pretrain", "evaluate", "compare", "plan")
 """What can be submitted; demo, status, submit and cancel belong to the machine where they are typed."""
 READS = frozenset(
-    "source input data original protected weights recognizer init deepspeed beside repair bin pairs images cfp identification distractors "
-    "templates template_pairs template_gallery attackers".split()
+    (
+        *("source", "input", "data", "original", "protected", "weights", "recognizer", "init", "deepspeed", "beside", "repair"),
+        *("bin", "pairs", "images", "cfp", "identification", "distractors", "templates", "template_pairs", "template_gallery", "attackers"),
+    )
 )
 WRITES = frozenset(("output", "root", "folder"))
 """Fields that name places."""
@@ -130,7 +132,7 @@ def warnings(job: InnerJob, nodes: Nodes, preset: str) -> Iterator[str]:
     if not with_workers_at_all:
         yield f"{job.name} has no workers, it runs on the head alone: no pod of --preset {preset} will come"
     elif gpus and not any(asks):
-        yield f"the pods of --preset {preset} have GPUs, and the job asks for none: give gpus_per_worker: 1 (and device: cuda), or --preset cpu"
+        yield f"the pods of --preset {preset} have GPUs, and the job asks for none: give gpus_per_worker: 1"
     for section, name, config in job.steps:
         if getattr(config, "device", None) == "cpu" and getattr(config, "gpus_per_worker", 0):
             yield f"{section or name}: gpus_per_worker is above 0 and device: cpu: the GPUs would idle"
@@ -174,9 +176,13 @@ def _require_reachable(config: Config, names: frozenset[str], where: str) -> Non
             if field.name not in names or not isinstance(value, str):
                 continue
             if field.name in WRITES and not _S3.fullmatch(value):
-                raise UsageError(f"{where}: {field.name}: {value or 'a folder'} would go with the machine that writes it: give s3://bucket/prefix")
+                raise UsageError(
+                    f"{where}: {field.name}: {value or 'a folder'} would go with the machine that writes it: give s3://bucket/prefix"
+                )
             if field.name in READS and not _S3.fullmatch(value) and not value.startswith("synthetic:") and value != "pixels":
-                raise UsageError(f"{where}: {field.name}: other machines do not reach {value}: put it into the store and give s3://bucket/...")
+                raise UsageError(
+                    f"{where}: {field.name}: other machines do not reach {value}: put it into the store and give s3://bucket/..."
+                )
             read += [(field.name, value)] if field.name in READS else []
     output = getattr(config, "output", None)
     for name, value in read if output else ():
@@ -199,8 +205,8 @@ def _require_fit(config: Config, nodes: Nodes, preset: str, where: str) -> int:
         if (cpus or gpus) and not nodes.fitting_workers(math.ceil(cpus), gpus):
             most = ", ".join(f"{group.cpus} cores and {group.gpus} GPUs" for group in nodes.groups)
             raise UsageError(
-                f"{where}: cpus_per_{kind}: {cpus:g} and gpus_per_{kind}: {gpus:g} fit no pod of --preset {preset} ({most}): ask for less, or "
-                "take another preset"
+                f"{where}: cpus_per_{kind}: {cpus:g} and gpus_per_{kind}: {gpus:g} fit no pod of --preset {preset} ({most}): ask for "
+                "less, or take another preset"
             )
     return nodes.fitting_workers(getattr(config, "cpus_per_worker", 1), getattr(config, "gpus_per_worker", 0.0))
 

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from cluster.dataset import Manifest
 from cluster.processor import Unit
+from cluster.watcher import Watcher
 
 
-class Progress:
+class Progress(Watcher):
     """Counts images where the units know how many they hold, and shards otherwise. Redraws rarely where nobody watches a terminal."""
 
     def __init__(self, name: str, units: Sequence[Unit], committed: Collection[str]) -> None:
@@ -34,6 +35,10 @@ class Progress:
         self._quarantined += manifest.quarantined
         self._bar.set_postfix_str(f"{self._done}/{self._total} shards, {self._quarantined} quarantined", refresh=False)
         self._bar.update(self._weight(manifest.shard))
+
+    def committed(self, manifest: Manifest, *, mine: bool, idle: float) -> None:
+        """See Watcher."""
+        self.advance(manifest)
 
     def _weight(self, shard: str) -> int:
         return self._sizes.get(shard, 0) if self._by_image else 1

@@ -30,6 +30,7 @@ from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
 from cluster.node import resources
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
+from cluster.pulse import Pulse
 from cluster.scheduler import Interrupted, Scheduler, StageError
 from cluster.shard import Rejected
 from cluster.store import require_conditional_put
@@ -125,11 +126,12 @@ def _work(
 ) -> tuple[int, float]:
     """Commit what is left to do. Returns how many samples this attempt committed itself, and when its first worker was ready."""
     samples, begun = 0, {unit.name for unit in units} - {unit.name for unit in todo}
-    with attempting(output.store, mark, log.warning) as attempt, Progress(name, units, begun) as progress:
+    pulse = Pulse(name, units, begun)
+    with attempting(output.store, mark, log.warning, pulse.tally) as attempt, Progress(name, units, begun) as progress:
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
-        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress])
+        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse])
         limits = {"in_flight": options.in_flight, "max_failures": options.max_failures}
         scheduler = Scheduler(crew, order, give_up, attempt=attempt, watcher=watcher, **limits)
         with draining(scheduler.stop):

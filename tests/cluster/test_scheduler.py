@@ -202,9 +202,9 @@ def test_sigterm_is_obeyed_at_any_time_also_before_the_first_worker_is_ready(rea
 
     crew = Waiting(0.05)
     stage, _ = scheduler(crew, 500)
-    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM])
+    timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGTERM])
+    timer.start()
     with draining(stage.stop), pytest.raises(Interrupted, match="stopped as asked"):
-        timer.start()
         list(stage.run(3))
     assert crew.calls["close"] == 1
 

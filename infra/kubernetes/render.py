@@ -70,7 +70,9 @@ def renderings() -> list[Rendering]:
         _rendering(FOLDER / "overlays" / preset / "rayjob.yaml", "pipeline", f"overlays/{preset}/job.yaml", preset, preset, hours)
         for preset, hours in OVERLAYS.items()
     ]
-    found += [_rendering(FOLDER / "jobs" / f"{job}.yaml", job, f"jobs/settings/{job}.yaml", preset, job, 240) for job, preset in JOBS.items()]
+    found += [
+        _rendering(FOLDER / "jobs" / f"{job}.yaml", job, f"jobs/settings/{job}.yaml", preset, job, 240) for job, preset in JOBS.items()
+    ]
     return found
 
 

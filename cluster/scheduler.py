@@ -132,7 +132,7 @@ class Scheduler:
         for lane in ready:
             straggler = None if lane.units else self._straggler()
             if straggler is not None:
-                log.warning("shard %s takes long: handed to a second worker", straggler.name)
+                log.warning("shard %s takes long: handed to a second worker", straggler.name, extra={"shard": straggler.name})
                 self._give(lane, straggler, alone=False)
 
     def _straggler(self) -> Unit | None:
@@ -202,7 +202,7 @@ class Scheduler:
         """Count a failure against a unit: try it again alone, or give it up."""
         failures = self._failures.setdefault(unit.name, [])
         failures.append(error)
-        log.warning("shard %s failed (%d of %d): %s", unit.name, len(failures), self._max_failures, error)
+        log.warning("shard %s failed (%d of %d): %s", unit.name, len(failures), self._max_failures, error, extra={"shard": unit.name})
         if len(failures) >= self._max_failures:
             return self._give_up(unit, failures)
         self._suspects.append(unit)

@@ -11,6 +11,7 @@ import ray
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Manifest
+from cluster.log import about
 from cluster.processor import Processor, Unit
 from cluster.store import NotFound, StoreError
 
@@ -59,6 +60,10 @@ class Worker:
 
     def run(self, unit: Unit) -> Outcome:
         """Fetch, compute and commit one unit, unless another attempt has committed it."""
+        with about(run=self._attempt.run, attempt=self._attempt.number, shard=unit.name):
+            return self._run(unit)
+
+    def _run(self, unit: Unit) -> Outcome:
         try:
             done = self._dataset.committed(unit.name)
             if done is not None:

@@ -51,16 +51,17 @@ def set_up() -> None:
     """
     if os.environ.get(VARIABLE, "text") not in ("json", "text"):
         raise ValueError(f"{VARIABLE}={os.environ[VARIABLE]}: say json or text")
-    if is_json():
+    if follow():
         # Ray shows workers' lines at the driver: as they are, and all of them
         os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        json_lines()
 
 
-def json_lines() -> None:
-    """Make this process log JSON, its libraries too: from INFO for ours, from WARNING for others, and from ERROR for Ray's."""
-    os.environ[VARIABLE] = "json"  # for what this process starts, and where it is a worker that was told by its driver
+def follow() -> bool:
+    """Make this process, a worker say, log JSON where it is asked for: from INFO for our lines, from WARNING for libraries', and from
+    ERROR for Ray's. Returns whether it was."""
+    if not is_json():
+        return False
     handler = _Handler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
@@ -71,14 +72,12 @@ def json_lines() -> None:
     theirs.handlers, theirs.propagate = [], True
     theirs.setLevel(logging.ERROR)
     logging.captureWarnings(True)
+    return True
 
 
 def ray_options() -> dict[str, Any]:
-    """What ``ray.init`` is told: its level, and with JSON that its workers log so too, whatever machine they are on."""
-    if not is_json():
-        return {"logging_level": logging.ERROR}
-    json_lines()  # again: Ray's import gave its logger a handler of its own
-    return {"configure_logging": False, "runtime_env": {"worker_process_setup_hook": f"{__name__}.{json_lines.__name__}"}}
+    """What ``ray.init`` is told of logging. (Its own way to set workers up, a hook, makes it start each worker twice.)"""
+    return {"configure_logging": False} if follow() else {"logging_level": logging.ERROR}
 
 
 class JsonFormatter(logging.Formatter):

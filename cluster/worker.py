@@ -11,7 +11,7 @@ import ray
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Manifest
-from cluster.log import about
+from cluster.log import about, follow
 from cluster.processor import Processor, Unit
 from cluster.store import NotFound, StoreError
 
@@ -39,6 +39,7 @@ class Worker:
     """The actor that runs one processor over units, several at a time in threads."""
 
     def __init__(self, processor: Processor[Any], url: str, suffix: str, attempt: Attempt, fingerprint: str, threads: int) -> None:
+        follow()
         self._processor, self._threads = processor, threads
         self._dataset_at = (url, suffix)
         self._attempt, self._fingerprint = attempt, fingerprint

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.log import VARIABLE, about, json_lines, ray_options, set_up
+from cluster.log import VARIABLE, about, follow, ray_options, set_up
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def as_json(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(VARIABLE, "json")
     loggers = [logging.getLogger(name) for name in (None, "ray", "cluster", "jobs", "facemae", "py.warnings")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    json_lines()
+    follow()
     yield
     logging.captureWarnings(False)
     for logger, handlers, level, propagate in before:

@@ -39,7 +39,7 @@ class Refused(ConnectionError):
         status: the HTTP status code.
         reason: the machine-readable reason of the ``Status`` object: ``AlreadyExists``, ``NotFound``.
         text: the server's own words.
-        kind: of which kind of object it speaks, in the plural; empty where it does not say.
+        name: the object that it speaks of; empty where it does not say.
     """
 
     def __init__(self, message: str, status: int, body: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Refused(ConnectionError):
         self.status = status
         self.reason = str(body.get("reason") or "")
         self.text = line_of(body.get("message"))
-        self.kind = str((body.get("details") or {}).get("kind") or "")
+        self.name = str((body.get("details") or {}).get("name") or "")
 
 
 class Api:
@@ -108,11 +108,12 @@ class Api:
             body["preconditions"] = {"uid": uid}
         self._answered("DELETE", path, {}, body, repeat=True)
 
-    def lines(self, path: str, *, read_seconds: float, **query: str) -> Iterator[bytes]:
-        """Lines of a text answer as they come, each whole; a last one without an end is left out, for it may be half of one.
+    def lines(self, path: str, *, read_seconds: float, whole: bool, **query: str) -> Iterator[bytes]:
+        """Lines of a text answer as they come.
 
         Args:
             read_seconds: of silence after which the connection counts as broken.
+            whole: leave out a last line without an end, for it may be half of one.
 
         Raises:
             Refused: the server refuses.
@@ -120,12 +121,14 @@ class Api:
         """
         from urllib3.exceptions import HTTPError
 
-        response = self._answered("GET", path, query, read_seconds=read_seconds, whole=False)
+        response = self._answered("GET", path, query, read_seconds=read_seconds, stream=True)
         rest = b""
         try:
             for piece in response.stream(65536, decode_content=True):
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
+            if rest and not whole:
+                yield rest
         except (HTTPError, OSError) as error:
             raise ConnectionError(f"the stream from {self.server} broke off: {line_of(error)}") from None
         finally:
@@ -139,15 +142,15 @@ class Api:
         body: Object | None = None,
         *,
         repeat: bool = False,
-        whole: bool = True,
+        stream: bool = False,
         read_seconds: float = READ_SECONDS,
     ) -> Any:
-        """The answer's raw response; with ``whole``, read. Passing troubles are tried again where that does no harm."""
+        """The answer's raw response, read unless it is a ``stream``. Passing troubles are tried again where that does no harm."""
         repeat = repeat or method == "GET"
         for attempt in range(1, TRIES + 1):
             pause = min(PAUSE_SECONDS * 2 ** (attempt - 1), MAX_PAUSE_SECONDS)
             try:
-                response = self._sent(method, path, query, body, whole, read_seconds)
+                response = self._sent(method, path, query, body, stream, read_seconds)
             except _Unreached as error:
                 if attempt == TRIES or not (repeat or error.unsent) or not error.passing:
                     raise ConnectionError(_unreachable(self.server, error, change=not repeat and not error.unsent)) from None
@@ -162,7 +165,7 @@ class Api:
             time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    def _sent(self, method: Method, path: str, query: Mapping[str, str], body: Object | None, whole: bool, read_seconds: float) -> Any:
+    def _sent(self, method: Method, path: str, query: Mapping[str, str], body: Object | None, stream: bool, read_seconds: float) -> Any:
         """One request and its raw response. Raises _Unreached."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ProxyError
@@ -173,7 +176,7 @@ class Api:
                 method, target, header_params={"Accept": "*/*"}, body=body, auth_settings=["BearerToken"]
             )
             response = self._client.call_api(method, url, headers, content, _request_timeout=(CONNECT_SECONDS, read_seconds)).response
-            if whole or response.status >= 300:
+            if not stream or response.status >= 300:
                 response.read(cache_content=True)
         except ApiException as error:  # how the client tells of TLS
             raise _Unreached(str(error.reason), unsent=True, passing=False) from None

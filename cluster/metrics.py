@@ -24,7 +24,7 @@ from cluster.watcher import Reason, Watcher
 log = logging.getLogger(__name__)
 
 LABELS = ("stage", "run", "attempt")
-"""On every metric: the name beside the progress bar, the run, and the number of the attempt (empty for a training)."""
+"""On every metric: the name beside the progress bar, the run, and the number of the attempt (both empty where nothing is known of them)."""
 BOUNDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Upper bounds of the histogram's buckets, in seconds."""
 REFRESH_SECONDS = 2.0
@@ -81,8 +81,9 @@ class Recorder:
     """Records metrics of one piece of work, and tells its gauges again until the block ends. Never raises: a job does not fail for its
     numbers."""
 
-    def __init__(self, stage: str, run: str, attempt: str) -> None:
-        self._labels = dict(zip(LABELS, (stage, run, attempt), strict=True))
+    def __init__(self, stage: str, attempt: Attempt | None) -> None:
+        known = (attempt.run, str(attempt.number)) if attempt else ("", "")
+        self._labels = dict(zip(LABELS, (stage, *known), strict=True))
         self._gauges: dict[tuple[str, str], float] = {}
         self._ended, self._failed = threading.Event(), False
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
@@ -141,7 +142,7 @@ class StageMetrics(Watcher):
     """The metrics of one attempt at a stage. ``left``: shards to do. Use as a context manager."""
 
     def __init__(self, stage: str, attempt: Attempt, left: int) -> None:
-        self._recorder, self._left = Recorder(stage, attempt.run, str(attempt.number)), left
+        self._recorder, self._left = Recorder(stage, attempt), left
 
     def __enter__(self) -> Self:
         self._recorder.begin(*(name for name, metric in METRICS.items() if metric.kind == "counter"))
@@ -193,10 +194,11 @@ class StageMetrics(Watcher):
 
 
 class TrainingMetrics:
-    """The metrics of a training, from what rank 0 reports to the driver. ``steps``: all there are. Use as a context manager."""
+    """The metrics of one attempt at a training, from what rank 0 reports to the driver. ``attempt``: None where there is no record of it.
+    ``steps``: all there are. Use as a context manager."""
 
-    def __init__(self, stage: str, run: str, steps: int) -> None:
-        self._recorder, self._steps = Recorder(stage, run, ""), steps
+    def __init__(self, stage: str, attempt: Attempt | None, steps: int) -> None:
+        self._recorder, self._steps = Recorder(stage, attempt), steps
         self._seen: Mapping[str, Any] = {}
 
     def __enter__(self) -> Self:

@@ -119,7 +119,7 @@ def test_a_training_counts_images_once_also_after_a_restart(board: Board) -> Non
     def progress(step: int, first: int = 0) -> dict[str, Any]:
         return {"step": step, "samples": 8 * step, "first_sample": first, "metrics": {"loss": 1.0 / (step + 1), "lr": 0.1}}
 
-    with TrainingMetrics("train", "abc", 100) as training:
+    with TrainingMetrics("train", Attempt("abc", 2), 100) as training:
         training.report({})
         for step in (2, 2, 4, 6, 4, 6, 8):  # the workers were killed after step 6 and went on from a checkpoint of step 4
             training.report(progress(step))
@@ -127,7 +127,9 @@ def test_a_training_counts_images_once_also_after_a_restart(board: Board) -> Non
     assert board.values["facemae_training_step", ""] == 8
     assert board.values["facemae_training_steps", ""] == 100
     assert board.values["facemae_training_loss", "loss"] == pytest.approx(1 / 9)
-    assert board.labels == {("train", "abc", "")}
-    with TrainingMetrics("train", "abc", 100) as training:
+    assert board.labels == {("train", "abc", "2")}
+    with TrainingMetrics("train", Attempt("abc", 2), 100) as training:
         training.report(progress(10, first=80))
+    with TrainingMetrics("train", None, 100):
+        assert ("train", "", "") in board.labels
     assert board.values["facemae_images", ""] == 8 * 10, "what an earlier run did is not counted"

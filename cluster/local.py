@@ -83,6 +83,28 @@ class LocalStore:
         with self._translated(key):
             return self._path(key).stat().st_size
 
+    def entries(self, prefix: str = "") -> Iterator[str]:
+        folder = self._path(prefix)
+        with self._translated(prefix):
+            try:
+                found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            yield from (f"{entry.name}/" if entry.is_dir() else entry.name for entry in found if not entry.name.startswith(_TEMPORARY))
+
+    def age(self, key: str) -> float | None:
+        path = self._path(key)
+        with self._translated(key, reading=True):
+            written = path.stat().st_mtime
+        try:  # a file without a name has the time of whoever keeps the folder; network file systems and read-only folders make none
+            descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o600)
+        except (AttributeError, OSError):
+            return None
+        try:
+            return max(0.0, os.fstat(descriptor).st_mtime - written)
+        finally:
+            os.close(descriptor)
+
     def delete(self, key: str) -> None:
         with contextlib.suppress(NotFound), self._translated(key):
             self._path(key).unlink()

@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from cluster.store import AlreadyExists, NotFound, StoredObject, StoreError, Unfinished, require_inside, require_no_credentials
@@ -114,6 +115,22 @@ class S3Store:
     def size(self, key: str) -> int:
         with self._translated(key, reading=True):
             return self._client.head_object(**self._at(key))["ContentLength"]
+
+    def entries(self, prefix: str = "") -> Iterator[str]:
+        full = self._full(prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full, Delimiter="/")
+        with self._translated(prefix):
+            for page in pages:
+                found = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])] + [entry["Key"] for entry in page.get("Contents", [])]
+                yield from (key[len(full) :] for key in found if key != full)
+
+    def age(self, key: str) -> float | None:
+        with self._translated(key, reading=True):
+            answer = self._client.head_object(**self._at(key))
+        told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")  # of the same answer, so of the same clock
+        if told is None:
+            return None
+        return max(0.0, (parsedate_to_datetime(told) - answer["LastModified"]).total_seconds())
 
     def delete(self, key: str) -> None:
         with self._translated(key):

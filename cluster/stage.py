@@ -28,9 +28,11 @@ from cluster.attempt import Attempt, attempting
 from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
+from cluster.pulse import Pulse
 from cluster.scheduler import Interrupted, Scheduler, StageError
 from cluster.shard import Rejected
 from cluster.store import require_conditional_put
+from cluster.watcher import Watchers
 from cluster.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -122,15 +124,17 @@ def _work(
 ) -> tuple[int, float]:
     """Commit what is left to do. Returns how many samples this attempt committed itself, and when its first worker was ready."""
     samples, begun = 0, {unit.name for unit in units} - {unit.name for unit in todo}
-    with attempting(output.store, mark, log.warning) as attempt, Progress(name, units, begun) as progress:
+    pulse = Pulse(name, units, begun)
+    with attempting(output.store, mark, log.warning, pulse.tally) as attempt, Progress(name, units, begun) as progress:
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
         scheduler = Scheduler(make_worker, order, give_up, in_flight=options.in_flight, max_failures=options.max_failures)
         with draining(scheduler.stop):
             for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
-                samples += manifest.samples if (manifest.run, manifest.attempt) == (attempt.run, attempt.number) else 0
-                progress.advance(manifest)
+                mine = (manifest.run, manifest.attempt) == (attempt.run, attempt.number)
+                samples += manifest.samples if mine else 0
+                Watchers([progress, pulse]).committed(manifest, mine=mine, idle=0.0)
     return samples, scheduler.ready_at or time.perf_counter()
 
 

@@ -83,6 +83,12 @@ class Store(Protocol):
     def size(self, key: str) -> int:
         """Size in bytes. Raises NotFound."""
 
+    def entries(self, prefix: str = "") -> Iterator[str]:
+        """Names directly below ``prefix``, which is empty or ends with ``/``: objects, and with a ``/`` at their end folders."""
+
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was last written, by the store's own clock; None where it does not tell. Raises NotFound."""
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 

@@ -19,6 +19,9 @@ JOBS = {
     "pretrain": "train a recogniser on a data set, protected or not (Ray Train + DeepSpeed + Partial FC)",
     "evaluate": "score recognisers on verification and identification protocols",
     "compare": "protections and strengths: leakage against verification error, in one table and one picture",
+    "submit": "run a job on Kubernetes (KubeRay) or on a Ray cluster, and follow it",
+    "status": "how far a data set or a whole run is, from its store",
+    "cancel": "stop a submitted job; what is committed stays",
     "demo": "the pipeline on synthetic faces, with its own S3 server and Ray",
 }
 
@@ -35,7 +38,11 @@ def main() -> int:
     if job not in JOBS:
         print(f"facemae: no job {job!r}; the jobs are {', '.join(JOBS)} (facemae --help)", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"jobs.{job}").main(sys.argv[2:]))
+    try:
+        return int(importlib.import_module(f"jobs.{job}").main(sys.argv[2:]))
+    except KeyboardInterrupt:  # the libraries were still being imported: nothing had begun
+        print(f"\nfacemae {job}: stopped before it began", file=sys.stderr)
+        return 130
 
 
 def _help() -> str:

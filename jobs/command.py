@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import pydantic
@@ -25,6 +27,9 @@ SECRETS = ("seed", "secret_seed", "rekey")
 ConfigT = TypeVar("ConfigT", bound="Config")
 USER_ERRORS = (StageError, StoreError, ShardError, ValueError, FileNotFoundError, ConnectionError)
 
+SETTLED = re.compile(r"facemae (?P<job>[a-z_]+): settled with exit code (?P<code>[0-9]+)\b")
+"""The line by which a job that somebody would try again (``FACEMAE_RETRIED=1``) says its exit code, as it then ends with 0."""
+
 
 class UsageError(ValueError):
     """A configuration that cannot be; the message names the field, the reason and the remedy."""
@@ -35,6 +40,9 @@ class Config:
     """Base of every job's configuration: a frozen dataclass whose field docstrings are the help text."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+    takes_file: ClassVar[bool] = True
+    """Whether --config FILE.yaml fills the fields; a job that has too few, or that hands a file on to another one, takes none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +86,14 @@ def parse(kind: type[ConfigT], arguments: Sequence[str], program: str) -> Config
         UsageError: the file is no YAML mapping of this job's fields.
         SystemExit: wrong flags, or ``--help``; the explanation was printed.
     """
+    if not kind.takes_file:
+        return tyro.cli(kind, prog=program, args=list(arguments), description=inspect.cleandoc(kind.__doc__ or ""))
     rest, file = _take_config(arguments)
     epilog = "--config FILE.yaml gives the same fields as a file (names with _ for -); flags override it."
     description = f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{epilog}"
     if file is None:
         return tyro.cli(kind, prog=program, args=rest, description=description)
-    return tyro.cli(kind, prog=program, args=rest, description=description, default=from_mapping(kind, _load(file), where=file))
+    return tyro.cli(kind, prog=program, args=rest, description=description, default=from_mapping(kind, load_mapping(file), where=file))
 
 
 def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str, complete: bool = False) -> ConfigT:
@@ -114,8 +124,8 @@ def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str,
 def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn what went wrong into one clear line. Returns the exit code: 0 done, 2 an error, 3 done with shards
     or cells given up or without a single image, 4 done, and the release withheld by the gate (``withheld`` in what ``run`` returned), 130
-    stopped at once, 143 stopped as asked. What to run next (``next`` in what ``run`` returned) is printed here, so that a job inside of
-    another one does not say it. FACEMAE_TRACEBACK=1 shows where an error came from."""
+    stopped at once, 143 stopped as asked; or what ``run`` returned as ``exit_code``. What to run next (``next`` in the same) is
+    printed here, so that a job inside of another one does not say it. FACEMAE_TRACEBACK=1 shows where an error came from."""
     name = (run.__module__ if run.__module__ != "__main__" else os.path.basename(sys.argv[0]).removesuffix(".py")).rpartition(".")[2]
     try:
         config = parse(kind, sys.argv[1:] if arguments is None else arguments, f"facemae {name}")
@@ -129,42 +139,93 @@ def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Seque
     except USER_ERRORS as error:
         if os.environ.get("FACEMAE_TRACEBACK"):
             traceback.print_exc()
-        print(f"\nfacemae {name}: error: {error}", file=sys.stderr)
+        print(f"\nfacemae {name}: error: {_ended_once(str(error))}", file=sys.stderr)
         return 2
     result = result if isinstance(result, Mapping) else {}
     if result.get("next"):
         print(f"next:    {result['next']}", flush=True)
     if result.get("withheld"):
         print(f"\nfacemae {name}: release withheld: {result['withheld']}", file=sys.stderr)
-        return 4
-    return 3 if result.get("failed_shards") or result.get("failed_cells") or result.get("samples") == 0 else 0
+        return settled(name, 4)
+    given_up = result.get("failed_shards") or result.get("failed_cells") or result.get("samples") == 0
+    return settled(name, 3) if given_up else int(result.get("exit_code", 0))
+
+
+def settled(name: str, code: int) -> int:
+    """The exit code of a job whose result stands, and which no other try would change. Where somebody tries a job again that did not end
+    with 0 (FACEMAE_RETRIED=1: Kubernetes) it is 0, and the code stands in the log, in a line that ``SETTLED`` finds."""
+    if os.environ.get("FACEMAE_RETRIED") != "1":
+        return code
+    sys.stderr.flush()
+    print(f"facemae {name}: settled with exit code {code}", flush=True)
+    return 0
+
+
+def load_mapping(file: str) -> Mapping[str, Any]:
+    """The content of a YAML file (local or s3://) of a job's fields.
+
+    Raises:
+        UsageError: a folder, no YAML, an empty file, no mapping, or a key twice.
+    """
+    if Path(file).is_dir():
+        raise UsageError(f"--config {file} is a folder: give the YAML file in it")
+    try:
+        content = yaml.load(read_url(file), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is no YAML: {_where(error)}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is no YAML: it is no text") from None
+    if content is None:
+        raise UsageError(f"{file} is empty: write the job's fields into it, as NAME: VALUE")
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{file} must be a mapping of the job's fields")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that refuses a key given twice: the second one would silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """See yaml.SafeLoader. Raises ConstructorError for a key that is there twice."""
+        seen = set[Hashable]()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice: remove one", key_node.start_mark)
+            seen |= {key} if isinstance(key, Hashable) else set()
+        return super().construct_mapping(node, deep)
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """A YAML error as one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else " ".join(str(error).split())
+
+
+def _ended_once(message: str) -> str:
+    """A message without a second full stop at its end, which a foreign error inside of it may have left."""
+    return message if message.endswith("...") else re.sub(r"\.\.$", ".", message)
 
 
 def _take_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     """The arguments without ``--config FILE``, and FILE."""
-    rest, file, pending = list[str](), None, False
+    rest, files, pending = list[str](), list[str](), False
     for argument in arguments:
         if pending:
-            file, pending = argument, False
+            files, pending = [*files, argument], False
         elif argument == "--config":
             pending = True
         elif argument.startswith("--config="):
-            file = argument.removeprefix("--config=")
+            files.append(argument.removeprefix("--config="))
         else:
             rest.append(argument)
-    if pending:
+    if pending or "" in files:
         raise UsageError("--config needs a file")
-    return rest, file
-
-
-def _load(file: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(read_url(file))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is no YAML: {error}") from None
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{file} must be a mapping of the job's fields")
-    return content
+    if len(files) > 1:
+        raise UsageError(f"--config is given {len(files)} times ({', '.join(files)}): put all fields into one file")
+    return rest, files[0] if files else None
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from cluster.dataset import Dataset, NotADataset
 from cluster.verify import Verification, clean, embedded, verify
 from cluster.verify_training import holds_training, verify_training
 from jobs.command import Config, main_of
+
+Root = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ROOT")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +26,8 @@ class VerifyConfig(Config):
     Exit code 0 only when everything adds up, 3 when it does but whole shards were given up.
     """
 
-    root: str
-    """Root of the data set, or of the training run; `facemae verify ROOT` will do."""
+    root: Root
+    """Root of the data set, or of the training run."""
     clean: bool = False
     """First remove what dead attempts left behind. Refused while an attempt is alive (watches heartbeats for up to 20 seconds)."""
 
@@ -91,12 +95,7 @@ def _print(found: Verification) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; ROOT may be given without its flag."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(argument == "--root" or argument.startswith("--root=") for argument in arguments):
-        values = [i for i, argument in enumerate(arguments) if not argument.startswith("-") and arguments[i - 1 : i] != ["--config"]]
-        for i in values[:1]:
-            arguments.insert(i, "--root")
+    """Entry point."""
     return main_of(VerifyConfig, run, arguments)
 
 

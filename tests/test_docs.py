@@ -35,8 +35,6 @@ def test_a_printed_command_is_understood(page: str, command: str) -> None:
     _, job, *arguments = shlex.split(re.sub(r"--seed [A-Z]+", "--seed 1", command))
     assert job in JOBS
     kind = next(iter(get_type_hints(importlib.import_module(f"jobs.{job}").run).values()))
-    if job == "verify":  # its root may come without the flag
-        arguments = ["--root" * (not arguments[0].startswith("-")), *arguments]
     config = parse(kind, arguments, f"facemae {job}")
     lanes, workers = getattr(config, "lanes", 0), getattr(config, "num_workers", 0)
     assert lanes % max(workers, 1) == 0, "the workers must divide the lanes"

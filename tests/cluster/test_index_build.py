@@ -43,8 +43,8 @@ from cluster.session import session
 address, url, stage, count = sys.argv[1:]
 
 class Deadly(Progress):
-    def advance(self, manifest):
-        super().advance(manifest)
+    def committed(self, manifest, **facts):
+        super().committed(manifest, **facts)
         if self._bar.desc.startswith(stage) and self._done == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -141,8 +141,8 @@ def test_a_build_that_is_asked_to_stop_resumes(
         request.getfixturevalue("long")
 
     class Stopping(Progress):
-        def advance(self, manifest: Any) -> None:
-            super().advance(manifest)
+        def committed(self, manifest: Any, **facts: Any) -> None:
+            super().committed(manifest, **facts)
             if self._bar.desc.startswith(stage) and self._done == count:
                 signal.raise_signal(signal.SIGTERM)
 

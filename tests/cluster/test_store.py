@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,28 @@ def test_ranges_are_exclusive_at_the_end_and_never_short(store: Store):
     for start, stop in [(250, 257), (256, 257), (1000, 1001)]:
         with pytest.raises(StoreError):
             store.get_range("a", start, stop)
+
+
+def test_entries_are_those_directly_below(store: Store):
+    for key in ("a", "deep/b", "deep/er/c", "deep.json"):
+        store.put(key, b"")
+    assert sorted(store.entries()) == ["a", "deep.json", "deep/"]
+    assert sorted(store.entries("deep/")) == ["b", "er/"]
+    assert list(store.entries("nowhere/")) == []
+
+
+def test_an_objects_age_is_by_the_stores_own_clock(store: Store):
+    store.put("a", b"")
+    young = store.age("a")
+    time.sleep(2.1)
+    old = store.age("a")
+    assert young is not None
+    assert old is not None
+    assert old >= max(2, young)  # S3's clock has whole seconds
+    store.put("a", b"again")
+    assert (store.age("a") or 0) < old
+    with pytest.raises(NotFound):
+        store.age("b")
 
 
 def test_put_overwrites_and_delete_forgives(store: Store):
@@ -153,6 +176,12 @@ class ForgetfulStore:
 
     def size(self, key: str) -> int:
         return self._inner.size(key)
+
+    def entries(self, prefix: str = "") -> Iterator[str]:
+        return self._inner.entries(prefix)
+
+    def age(self, key: str) -> float | None:
+        return self._inner.age(key)
 
     def delete(self, key: str) -> None:
         self._inner.delete(key)

@@ -266,7 +266,7 @@ class Mortal:
     def __init__(self, store: Store, nth: int, before: bool) -> None:
         self._store, self._left, self._before = store, nth, before
         self.url, self.get, self.list, self.size, self.get_range = store.url, store.get, store.list, store.size, store.get_range
-        self.unfinished, self.discard = store.unfinished, store.discard
+        self.unfinished, self.discard, self.entries, self.age = store.unfinished, store.discard, store.entries, store.age
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, sha256: str | None = None) -> None:
         self._change(lambda: self._store.put(key, data, if_absent=if_absent, sha256=sha256))

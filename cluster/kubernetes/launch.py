@@ -83,7 +83,7 @@ class Launch:
             names.check_endpoint("--s3-endpoint", self.s3_endpoint)
         if self.gcs_redis is not None:
             names.check_host_port("--gcs-redis", self.gcs_redis)
-        self._check_environment()
+        check_environment(self.env)
         self._check_arguments()
         self._check_config()
 
@@ -104,18 +104,6 @@ class Launch:
         optional = {"--pull-secret": self.pull_secret, "--priority-class": self.priority_class}
         yield from ((flag, name) for flag, name in optional.items() if name is not None)
         yield "--gcs-redis-secret", self.gcs_redis_secret
-
-    def _check_environment(self) -> None:
-        for name, value in self.env.items():
-            names.check_variable("--env", name)
-            if _SECRET_NAME.search(name) and not name.endswith("_FILE"):
-                raise ValueError(f"--env {name}: by its name a secret, which a manifest would show: put it into a Secret, --secret NAME")
-            if _OURS.fullmatch(name):
-                raise ValueError(f"--env {name}: is set by the run itself: leave it out, or use the flag that is there for it")
-            if carries_credentials(value):
-                raise ValueError(f"--env {name}: holds a user or password (not repeated here): put it into a Secret, --secret NAME")
-            if "$(" in value or "\0" in value:
-                raise ValueError(f"--env {name}: holds '$(', which Kubernetes would replace, or a NUL: write the value out")
 
     def _check_arguments(self) -> None:
         for argument in self.arguments:
@@ -138,6 +126,20 @@ class Launch:
         for place, text in _texts(content, ""):
             if carries_credentials(text):
                 raise ValueError(f"--config: {place} holds a user or password (not repeated here): put it into a Secret, --secret NAME")
+
+
+def check_environment(env: Mapping[str, str]) -> None:
+    """Variables that others can read and that reach the processes as they are. Raises ValueError."""
+    for name, value in env.items():
+        names.check_variable("--env", name)
+        if _SECRET_NAME.search(name) and not name.endswith("_FILE"):
+            raise ValueError(f"--env {name}: by its name a secret, which a manifest would show: put it into a Secret, --secret NAME")
+        if _OURS.fullmatch(name):
+            raise ValueError(f"--env {name}: is set by the run itself: leave it out, or use the flag that is there for it")
+        if carries_credentials(value):
+            raise ValueError(f"--env {name}: holds a user or password (not repeated here): put it into a Secret, --secret NAME")
+        if "$(" in value or "\0" in value:
+            raise ValueError(f"--env {name}: holds '$(', which Kubernetes would replace, or a NUL: write the value out")
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from tests.infra.kubernetes.check import Problem, check, definitions, load
 OUTSIDE = ("ServiceAccount/*", "Secret/*", "PriorityClass/*")
 """What a launch names and does not bring along."""
 
-ALL = {
+ALL: dict[str, Any] = {
     "arguments": ("--num-workers", "16", "--folder", "a b'c\"d"),
     "env": {"AWS_REGION": "eu-central-1", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token"},
     "secrets": ("s3-access", "keys.v2"),
@@ -33,7 +33,7 @@ ALL = {
 
 
 def launch(**changes: Any) -> Launch:
-    given = {
+    given: dict[str, Any] = {
         "name": "faces",
         "image": "registry.example.org/facemae:0.1.0",
         "job": "pipeline",

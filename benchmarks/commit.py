@@ -27,6 +27,7 @@ import ray
 from botocore.config import Config
 
 from cluster.attempt import Attempt, attempting
+from cluster.crew import RayCrew
 from cluster.dataset import Dataset, Manifest
 from cluster.inputs import input_units
 from cluster.processor import Processor, Unit
@@ -118,7 +119,7 @@ def _run(processor: Processor[Any], kind: type[Worker], units: list[Unit], outpu
         def make() -> Any:
             return actor.remote(processor, output.url, ".tar", attempt, "f", 1)
 
-        scheduler = Scheduler(make, units, _give_up, in_flight=3, max_failures=1)
+        scheduler = Scheduler(RayCrew(make), units, _give_up, attempt=attempt, in_flight=3, max_failures=1)
         for _ in scheduler.run(1):
             pass
         finished = time.perf_counter()

@@ -1,7 +1,10 @@
-"""The driver's half of a stage: which worker gets which unit, and what happens when one fails, dies or is slow.
+"""The driver's half of a stage: which worker gets which unit, and what happens when one fails, dies, is slow or must leave.
 
 Near the end, when no unit waits for a worker, one that has been in a worker's hands for much longer than usual is handed to an idle
 worker too. The first commit wins; what the slow one still does comes to nothing.
+
+What a unit costs here does not grow with the number of workers (benchmarks/driver.py): answers come by a queue, and who holds what is
+looked up (cluster/hands.py), never searched.
 """
 
 from __future__ import annotations
@@ -12,15 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import ray
-from ray.exceptions import RayActorError
-
+from cluster.attempt import Attempt
+from cluster.crew import Answer, Crew, Lost
 from cluster.dataset import Manifest
+from cluster.hands import Given, Hands
 from cluster.processor import Unit
-from cluster.worker import Outcome
+from cluster.watcher import Reason, Watcher
+from cluster.worker import Opened, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,12 @@ STORAGE_PATIENCE = 600.0
 STRAGGLER_FACTOR = 2.0
 STRAGGLER_SECONDS = 2.0
 """A unit is handed out again when it has been in hand this many times as long as the median, and at least so long."""
+
+START_FAILURES = 3
+"""Workers that die in a row while they start, before a stage gives up. One that dies with its node does not count."""
+
+TICK_SECONDS = 0.5
+"""Between two looks at whether to stop, who is slow, who must leave."""
 
 GiveUp = Callable[[Unit, Sequence[str]], Manifest]
 """Quarantines a unit whole, given the errors of its tries."""
@@ -43,151 +51,195 @@ class Interrupted(RuntimeError):
     """The stage was asked to stop (SIGTERM, SIGINT) and has drained. Everything committed stays; run it again to go on."""
 
 
-@dataclass
-class _Lane:
-    """One worker as the driver sees it: its handle, where it runs, and the units in its hands."""
-
-    worker: Any
-    opening: ray.ObjectRef | None
-    node: str = ""
-    units: dict[ray.ObjectRef, _Given] = field(default_factory=dict)
-    alone: bool = False
-
-
-@dataclass(frozen=True)
-class _Given:
-    """A unit in a worker's hands, and when it was given."""
-
-    unit: Unit
-    at: float
-
-
 class Scheduler:
-    """Hands units to workers until all are committed or given up."""
+    """Hands units to workers until all are committed or given up.
+
+    Args:
+        crew: the workers.
+        units: what to do, in the order in which to begin it.
+        give_up: called for a unit that failed ``max_failures`` times.
+        attempt: whose commits are this run's own, for the watcher.
+        in_flight: units a worker holds at once.
+        watcher: told of what happens.
+
+    Attributes:
+        stop: when set, the work in hand is finished and ``run`` ends.
+        ready_at: ``time.perf_counter()`` when the first worker was ready.
+    """
 
     def __init__(
-        self, make_worker: Callable[[], Any], units: Sequence[Unit], give_up: GiveUp, *, in_flight: int, max_failures: int
+        self,
+        crew: Crew,
+        units: Sequence[Unit],
+        give_up: GiveUp,
+        *,
+        attempt: Attempt,
+        in_flight: int,
+        max_failures: int,
+        watcher: Watcher | None = None,
     ) -> None:
-        self._make_worker, self._give_up = make_worker, give_up
-        self._in_flight, self._max_failures = in_flight, max_failures
+        self._crew, self._give_up, self._attempt = crew, give_up, attempt
+        self._max_failures, self._watcher = max_failures, watcher or Watcher()
         self._pending, self._suspects = deque(units), deque[Unit]()
         self._failures: dict[str, list[str]] = {}
-        self._done, self._durations = set[str](), deque[float](maxlen=99)
-        self._lanes: list[_Lane] = []
+        self._hands, self._durations = Hands(in_flight), deque[float](maxlen=99)
+        self._done = set[str]()
+        self._leaving: object = frozenset[str]()
+        self._told = (-1, -1)
         self._start_failures = 0
         self._pause, self._paused_until, self._last_commit = 1.0, 0.0, time.monotonic()
         self.stop = threading.Event()
         self.ready_at: float | None = None
 
-    def run(self, num_workers: int) -> Iterator[Manifest]:
-        """Yield manifests as they are committed. Raises StageError on a fatal error, Interrupted after draining on ``stop``."""
+    def run(self, num_workers: int = 0) -> Iterator[Manifest]:
+        """Yield manifests as they are committed.
+
+        Args:
+            num_workers: 0 for as many as fit the cluster, also when it grows.
+
+        Raises:
+            StageError: a fatal error.
+            Interrupted: ``stop`` was set, and the work in hand is done.
+        """
         draining = False
         try:
-            while self._busy() or ((self._pending or self._suspects) and not self.stop.is_set()):
+            while len(self._hands) or (self._left() and not self.stop.is_set()):
                 if self.stop.is_set() and not draining:
                     draining = True
-                    for lane in self._lanes:
-                        lane.worker.drain.remote()
+                    for worker in self._hands.workers():
+                        self._crew.drain(worker)
+                self._clear_nodes()
                 self._hire(num_workers)
                 self._dispatch()
-                refs = [ref for lane in self._lanes for ref in ([lane.opening] if lane.opening else lane.units)]
-                for ref in ray.wait(refs, num_returns=1, timeout=0.5)[0] if refs else _idle():
-                    manifest = self._settle(ref)
+                for answer in self._crew.answers(TICK_SECONDS):
+                    manifest = self._settle(answer)
                     if manifest is not None:
-                        self._done.add(manifest.shard)
                         yield manifest
-            if self.stop.is_set() and (self._pending or self._suspects):
-                left = len(self._pending) + len(self._suspects)
-                raise Interrupted(f"stopped as asked: all work in hand was committed, {left} shards are left; run the same command again")
+            if self._left():
+                raise Interrupted(
+                    f"stopped as asked: all work in hand was committed, {self._left()} shards are left; run the same command again"
+                )
         finally:
-            for lane in self._lanes:
-                ray.kill(lane.worker)
+            self._crew.close()
 
-    def _busy(self) -> bool:
-        return any(given.unit.name not in self._done for lane in self._lanes for given in lane.units.values())
-
-    def _in_hand(self, unit: Unit) -> int:
-        """How many workers have the unit."""
-        return sum(given.unit.name == unit.name for lane in self._lanes for given in lane.units.values())
+    def _left(self) -> int:
+        return len(self._pending) + len(self._suspects)
 
     def _hire(self, num_workers: int) -> None:
-        """Start workers for the work that is left, also in place of dead ones."""
-        wanted = min(num_workers, len(self._pending) + len(self._suspects) + sum(bool(lane.units) for lane in self._lanes))
-        for _ in range(0 if self.stop.is_set() else wanted - len(self._lanes)):
-            worker = self._make_worker()
-            self._lanes.append(_Lane(worker, worker.open.remote()))
+        """Start workers for the work that is left, also in place of dead and leaving ones."""
+        wanted = min(num_workers or self._crew.room(), self._left() + self._hands.num_busy)
+        for _ in range(0 if self.stop.is_set() else wanted - self._hands.num_staying):
+            self._hands.add(self._crew.hire())
+        if self._told != (self._hands.num_ready, wanted):
+            self._told = (self._hands.num_ready, wanted)
+            self._watcher.workers(*self._told)
+
+    def _clear_nodes(self) -> None:
+        """The workers of a node that is being drained finish what they compute, give the rest back and go."""
+        leaving = self._crew.leaving()
+        if leaving is self._leaving:
+            return
+        self._leaving = leaving
+        for node in leaving:
+            self._clear(node)
+
+    def _clear(self, node: str) -> None:
+        workers = self._hands.on_node(node)
+        if workers:
+            log.warning("node %s is being drained: its %d workers finish what they have begun", node[:12], len(workers))
+        for worker in workers:
+            self._hands.leave(worker)
+            self._crew.drain(worker)
+            self._dismiss_if_empty(worker)
+
+    def _dismiss_if_empty(self, worker: int) -> None:
+        if worker in self._hands and self._hands.is_leaving(worker) and not self._hands.load(worker):
+            self._hands.remove(worker)
+            self._crew.dismiss(worker)
 
     def _dispatch(self) -> None:
         """One unit to each worker in turn, so that few units spread over all; a suspect gets a worker of its own."""
-        if self.stop.is_set() or time.monotonic() < self._paused_until:
+        now = time.monotonic()
+        if self.stop.is_set() or now < self._paused_until:
             return
-        ready = [lane for lane in self._lanes if lane.opening is None]
-        for lane in ready:
-            if self._suspects and not lane.units:
-                self._give(lane, self._suspects.popleft(), alone=True)
-        for depth in range(self._in_flight):
-            for lane in ready:
-                if self._pending and not lane.alone and len(lane.units) == depth:
-                    self._give(lane, self._pending.popleft(), alone=False)
-        for lane in ready:
-            straggler = None if lane.units else self._straggler()
-            if straggler is not None:
-                log.warning("shard %s takes long: handed to a second worker", straggler.name)
-                self._give(lane, straggler, alone=False)
-
-    def _straggler(self) -> Unit | None:
-        """The unit that has been in one worker's hands for longest, if that is much longer than usual."""
-        if self._pending or self._suspects or not self._durations:
-            return None
+        while self._suspects and (worker := self._hands.idle()) is not None:
+            self._give(worker, self._suspects.popleft(), now, alone=True)
+        while self._pending and (worker := self._hands.free()) is not None:
+            self._give(worker, self._pending.popleft(), now, alone=False)
+        if self._left() or not self._durations or (worker := self._hands.idle()) is None:
+            return
         patience = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
-        latest = time.monotonic() - patience
-        held = [given for lane in self._lanes if not lane.alone for given in lane.units.values() if given.at < latest]
-        slow = [given for given in held if given.unit.name not in self._done and self._in_hand(given.unit) == 1]
-        return min(slow, key=lambda given: given.at).unit if slow else None
+        while worker is not None and (slow := self._hands.straggler(now - patience)) is not None:
+            log.warning("shard %s takes long: handed to a second worker", slow.name)
+            self._watcher.handed_out_again(slow.name, "straggler", "")
+            self._give(worker, slow, now, alone=False)
+            worker = self._hands.idle()
 
-    def _give(self, lane: _Lane, unit: Unit, *, alone: bool) -> None:
-        lane.alone = alone
-        lane.units[lane.worker.run.remote(unit)] = _Given(unit, time.monotonic())
+    def _give(self, worker: int, unit: Unit, now: float, *, alone: bool) -> None:
+        self._hands.give(worker, unit, now, alone=alone)
+        self._crew.give(worker, unit)
 
-    def _settle(self, ref: ray.ObjectRef) -> Manifest | None:
-        """Take one finished call. Returns the manifest it led to, if any."""
-        lane = next((lane for lane in self._lanes if ref == lane.opening or ref in lane.units), None)
-        if lane is None:
-            return None  # its worker died a moment ago, and was settled then
-        try:
-            result = ray.get(ref)
-        except RayActorError as error:
-            return self._bury(lane, error)
-        if ref == lane.opening:
-            if result.error:
-                raise StageError(result.error)
-            lane.opening, lane.node, self._start_failures = None, result.node, 0
-            self.ready_at = self.ready_at or time.perf_counter()
+    def _settle(self, answer: Answer) -> Manifest | None:
+        """Take one answer. Returns the manifest it led to, if any."""
+        worker, result = answer.worker, answer.result
+        if worker not in self._hands:
+            return None  # it died or was dismissed a moment ago, and was settled then
+        if isinstance(result, Lost):
+            return self._bury(worker, result)
+        if isinstance(result, Opened):
+            self._start(worker, result)
             return None
-        given = lane.units.pop(ref)
-        lane.alone = lane.alone and bool(lane.units)
+        given = self._hands.take(worker, answer.unit)
+        self._dismiss_if_empty(worker)
+        if given is None:
+            return None
         if result.manifest is not None:
             self._durations.append(time.monotonic() - given.at)
-        return self._account(given.unit, result)
+        return self._account(given, result)
 
-    def _account(self, unit: Unit, outcome: Outcome) -> Manifest | None:
+    def _start(self, worker: int, opened: Opened) -> None:
+        """A worker is ready; perhaps on a node that is being drained by now."""
+        if opened.error:
+            raise StageError(opened.error)
+        self._hands.start(worker, opened.node)
+        self._start_failures = 0
+        self.ready_at = self.ready_at or time.perf_counter()
+        if opened.node in self._crew.leaving():
+            self._clear(opened.node)
+
+    def _account(self, given: Given, outcome: Outcome) -> Manifest | None:
+        name = given.unit.name
         if outcome.fatal:
             raise StageError(outcome.error)
-        if unit.name in self._done:
+        if name in self._done:
             return None  # the second of two workers that had it
         if outcome.manifest is not None:
             self._pause, self._last_commit = 1.0, time.monotonic()
-            return outcome.manifest
-        if self._in_hand(unit):
+            return self._commit(outcome.manifest, outcome.idle)
+        if self._hands.is_held(name):
             return None  # the other worker that has it will say
         if outcome.drained:
-            self._pending.append(unit)
+            self._again(given, "drained", "")
             return None
         if outcome.transient:
             self._wait_for_storage(outcome.error)
-            self._pending.appendleft(unit)
+            self._again(given, "storage", outcome.error)
             return None
-        return self._charge(unit, outcome.error)
+        return self._charge(given.unit, outcome.error)
+
+    def _commit(self, manifest: Manifest, idle: float) -> Manifest:
+        self._done.add(manifest.shard)
+        self._hands.done(manifest.shard)
+        self._failures.pop(manifest.shard, None)
+        mine = (manifest.run, manifest.attempt) == (self._attempt.run, self._attempt.number)
+        self._watcher.committed(manifest, mine=mine, idle=idle)
+        return manifest
+
+    def _again(self, given: Given, reason: Reason, error: str) -> None:
+        """Hand a unit out again, before the others; it is not charged, and one that ran alone will do so again."""
+        if not self.stop.is_set():
+            self._watcher.handed_out_again(given.unit.name, reason, error)
+        (self._suspects if given.alone else self._pending).appendleft(given.unit)
 
     def _wait_for_storage(self, error: str) -> None:
         """Hold all dispatch for a while, longer each time, and give the run up after STORAGE_PATIENCE without any success."""
@@ -204,35 +256,34 @@ class Scheduler:
         failures.append(error)
         log.warning("shard %s failed (%d of %d): %s", unit.name, len(failures), self._max_failures, error)
         if len(failures) >= self._max_failures:
-            return self._give_up(unit, failures)
+            manifest = self._give_up(unit, failures)
+            self._watcher.given_up(unit.name, failures)
+            return self._commit(manifest, 0.0)
+        self._watcher.handed_out_again(unit.name, "charged", error)
         self._suspects.append(unit)
         return None
 
-    def _bury(self, lane: _Lane, error: RayActorError) -> Manifest | None:
+    def _bury(self, worker: int, lost: Lost) -> Manifest | None:
         """A worker is gone. Its units go back; only one that ran alone on a living node is charged."""
-        self._lanes.remove(lane)
-        if lane.opening is not None:
+        starting, node = self._hands.is_starting(worker), self._hands.node(worker)
+        orphans = self._hands.remove(worker)
+        self._crew.dismiss(worker)  # should it only be out of reach
+        self._watcher.worker_lost(node, with_node=lost.with_node)
+        if starting and not lost.with_node:
             self._start_failures += 1
-            if self._start_failures >= 3:
-                raise StageError(f"three workers in a row died while starting: {error}; is there enough memory on the nodes?")
+            if self._start_failures >= START_FAILURES:
+                raise StageError(f"three workers in a row died while starting: {lost.error}; is there enough memory on the nodes?")
+        if starting:
             return None
-        units = [given.unit for given in lane.units.values() if given.unit.name not in self._done and not self._in_hand(given.unit)]
-        lost_node = getattr(error, "preempted", False) or not _is_alive(lane.node)
-        log.warning("a worker was lost (%s) with shards %s", "with its node" if lost_node else "its process died", [u.name for u in units])
-        if lost_node:
-            self._pending.extendleft(units)
-        elif len(units) == 1:
-            return self._charge(units[0], "the worker died on this shard (out of memory, or a crash in native code)")
+        how, names = "with its node" if lost.with_node else "its process died", [given.unit.name for given in orphans]
+        log.warning("a worker was lost (%s) with shards %s", how, names)
+        if lost.with_node:
+            for given in orphans:
+                self._again(given, "node", lost.error)
+        elif len(orphans) == 1:
+            return self._charge(orphans[0].unit, "the worker died on this shard (out of memory, or a crash in native code)")
         else:
-            self._suspects.extend(units)
+            for given in orphans:
+                self._watcher.handed_out_again(given.unit.name, "crash", lost.error)
+                self._suspects.append(given.unit)
         return None
-
-
-def _idle() -> list[ray.ObjectRef]:
-    """Nothing can be waited for just now: all dispatch is paused."""
-    time.sleep(0.2)
-    return []
-
-
-def _is_alive(node: str) -> bool:
-    return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())

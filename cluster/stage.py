@@ -25,7 +25,9 @@ from typing import Any
 import ray
 
 from cluster.attempt import Attempt, attempting
+from cluster.crew import RayCrew
 from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
+from cluster.node import resources
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
 from cluster.pulse import Pulse
@@ -45,7 +47,7 @@ class StageOptions:
     """How a stage runs; nothing here changes a byte of its output.
 
     Attributes:
-        num_workers: actors; 0 asks for as many as fit the cluster.
+        num_workers: actors; 0 asks for as many as fit the cluster, also when it grows.
         cpus_per_worker: CPU cores, and threads, of one worker.
         gpus_per_worker: GPUs of one worker, fractions allowed.
         in_flight: units a worker holds at once: one computing, the others being fetched or published.
@@ -129,12 +131,12 @@ def _work(
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
-        scheduler = Scheduler(make_worker, order, give_up, in_flight=options.in_flight, max_failures=options.max_failures)
+        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse])
+        limits = {"in_flight": options.in_flight, "max_failures": options.max_failures}
+        scheduler = Scheduler(crew, order, give_up, attempt=attempt, watcher=watcher, **limits)
         with draining(scheduler.stop):
-            for manifest in scheduler.run(options.num_workers or _fitting_workers(options)):
-                mine = (manifest.run, manifest.attempt) == (attempt.run, attempt.number)
-                samples += manifest.samples if mine else 0
-                Watchers([progress, pulse]).committed(manifest, mine=mine, idle=0.0)
+            for manifest in scheduler.run(options.num_workers):
+                samples += manifest.samples if (manifest.run, manifest.attempt) == (attempt.run, attempt.number) else 0
     return samples, scheduler.ready_at or time.perf_counter()
 
 
@@ -163,11 +165,11 @@ def _giver_up(output: Dataset, attempt: Attempt, mark: str) -> Callable[[Unit, S
 
 
 def _fitting_workers(options: StageOptions) -> int:
-    """How many workers the cluster's resources hold, at least one (which then waits for an autoscaler)."""
-    resources = ray.cluster_resources()
-    fits = [resources.get("CPU", 0.0) / options.cpus_per_worker] if options.cpus_per_worker else []
-    fits += [resources.get("GPU", 0.0) / options.gpus_per_worker] if options.gpus_per_worker else []
-    return max(1, int(min(fits, default=1)))
+    """How many workers the cluster's resources hold."""
+    held = resources()
+    fits = [held.get("CPU", 0.0) / options.cpus_per_worker] if options.cpus_per_worker else []
+    fits += [held.get("GPU", 0.0) / options.gpus_per_worker] if options.gpus_per_worker else []
+    return int(min(fits, default=1))
 
 
 def _refuse_other_work(output: Dataset, committed: set[str], units: Sequence[Unit], mark: str) -> None:

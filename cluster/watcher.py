@@ -7,8 +7,9 @@ from typing import Literal
 
 from cluster.dataset import Manifest
 
-Reason = Literal["charged", "storage", "node", "drained", "straggler"]
-"""Why a unit is handed out again: charged to it, storage did not answer, its worker's node was lost, its worker drained, it was slow."""
+Reason = Literal["charged", "crash", "storage", "node", "drained", "straggler"]
+"""Why a unit is handed out again: charged to it, its worker died with several in hand, storage did not answer, its worker's node was
+lost, its worker drained, it was slow."""
 
 
 class Watcher:

@@ -17,13 +17,19 @@ from cluster.store import NotFound, StoreError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker says of one unit: its manifest, or why there is none. ``drained``: it was not begun, as asked."""
+    """What a worker says of one unit: its manifest, or why there is none.
+
+    Attributes:
+        drained: it was not begun, as asked.
+        idle: seconds that the worker's device waited before this unit's compute, since the last one's or since it was ready.
+    """
 
     manifest: Manifest | None
     error: str = ""
     fatal: bool = False
     transient: bool = False
     drained: bool = False
+    idle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Worker:
         self._dataset_at = (url, suffix)
         self._attempt, self._fingerprint = attempt, fingerprint
         self._computing, self._draining = threading.Lock(), False
+        self._ready = time.perf_counter()  # since when the device has nothing to do
 
     def open(self) -> Opened:
         """Load the processor."""
@@ -51,6 +58,7 @@ class Worker:
             self._processor.open(self._threads)
         except Exception as error:  # reported by the driver, where the user reads it
             return Opened(node, str(error) or type(error).__name__)
+        self._ready = time.perf_counter()
         return Opened(node)
 
     def drain(self) -> None:
@@ -70,11 +78,16 @@ class Worker:
                 if self._draining:
                     return Outcome(None, drained=True)
                 started = time.perf_counter()
-                data = self._processor.compute(unit, fetched)
-                seconds["compute"] = time.perf_counter() - started
+                idle = started - self._ready
+                try:
+                    data = self._processor.compute(unit, fetched)
+                finally:
+                    self._ready = time.perf_counter()
+                seconds["compute"] = self._ready - started
             del fetched
             mark, attempt = self._fingerprint, self._attempt
-            return Outcome(self._dataset.commit(unit.name, data, fingerprint=mark, attempt=attempt, seconds=seconds))
+            manifest = self._dataset.commit(unit.name, data, fingerprint=mark, attempt=attempt, seconds=seconds)
+            return Outcome(manifest, idle=idle)
         except StoreError as error:
             return Outcome(None, str(error), fatal=error.fatal, transient=not error.fatal and not isinstance(error, NotFound))
         except Exception as error:  # whatever one shard does to the code, it costs that shard

@@ -74,9 +74,13 @@ def test_a_run_is_stopped_and_waited_for(
         (("--to", "nowhere"), "give kubernetes, http://HOST:8265"),
         (("--to", "http://127.0.0.9:1", "--namespace", "x"), "--namespace and --context are for --to kubernetes"),
         (("--to", "http://127.0.0.9:1"), "no Ray dashboard answers: [Errno 111] Connection refused"),
-        (("--to", "kubernetes", "--wait-minutes", "-1"), "--wait-minutes"),
     ],
 )
 def test_what_cannot_be_asked_is_explained(capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], text: str) -> None:
     assert cancel.main(["mine", *flags]) == 2
     assert text in "".join(capsys.readouterr())
+
+
+def test_a_time_that_cannot_be_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        cancel.main(["mine", "--to", "kubernetes", "--wait-minutes", "-1"])

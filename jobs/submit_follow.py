@@ -159,7 +159,9 @@ class Follower:
             return Ending(143, f"{self.run.name} was stopped after {minutes}: what is committed stays", "submit it again to go on")
         if state.phase is Phase.SUCCEEDED:
             if self._settled:
-                return Ending(self._settled, f"{self.run.name} ended after {minutes} with exit code {self._settled}: see above", "", self._next)
+                return Ending(
+                    self._settled, f"{self.run.name} ended after {minutes} with exit code {self._settled}: see above", "", self._next
+                )
             return Ending(0, f"{self.run.name} succeeded after {minutes}", "", self._next)
         found = _EXIT.search(state.message)
         code = int(found[1]) if found else None

@@ -111,7 +111,10 @@ def test_a_log_that_ends_with_the_head_is_no_success() -> None:
 def test_an_answer_that_comes_back_in_time_changes_nothing() -> None:
     ending, said = follow(Run([["1", "(waits)", "2"]], [RUNNING, GONE, GONE, RUNNING, SUCCEEDED]))
     assert ending.code == 0
-    assert [line for line in said if line.startswith("facemae")] == [f"facemae submit: no answer: {GONE}", "facemae submit: it answers again"]
+    assert [line for line in said if line.startswith("facemae")] == [
+        f"facemae submit: no answer: {GONE}",
+        "facemae submit: it answers again",
+    ]
 
 
 def test_a_run_that_is_deleted_is_no_success() -> None:

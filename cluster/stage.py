@@ -27,6 +27,8 @@ import ray
 from cluster.attempt import Attempt, attempting
 from cluster.crew import RayCrew
 from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
+from cluster.log import about
+from cluster.metrics import StageMetrics
 from cluster.node import resources
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
@@ -131,10 +133,11 @@ def _work(
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
-        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse])
+        metrics = StageMetrics(name, attempt, len(todo))
+        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse, metrics])
         limits = {"in_flight": options.in_flight, "max_failures": options.max_failures}
         scheduler = Scheduler(crew, order, give_up, attempt=attempt, watcher=watcher, **limits)
-        with draining(scheduler.stop):
+        with metrics, about(run=attempt.run, attempt=attempt.number), draining(scheduler.stop):
             for manifest in scheduler.run(options.num_workers):
                 samples += manifest.samples if (manifest.run, manifest.attempt) == (attempt.run, attempt.number) else 0
     return samples, scheduler.ready_at or time.perf_counter()

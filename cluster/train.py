@@ -14,6 +14,7 @@ This module stays light (no torch): it is what the driver and the small progress
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -26,11 +27,15 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from cluster.log import is_json
+from cluster.metrics import TrainingMetrics
 from cluster.scheduler import Interrupted
 from cluster.stage import draining
 from cluster.store import NotFound, Store, open_store, require_conditional_put
 from cluster.train_job import TrainError, TrainJob
 from cluster.training_pulse import TrainingPulse, recorded
+
+log = logging.getLogger(__name__)
 
 
 class Board:
@@ -213,15 +218,20 @@ def _show(board: Any, job: TrainJob, stop: threading.Event, group: Future[None],
     progress."""
     progress: dict[str, Any] = {}
     interval = 0.5 if sys.stderr.isatty() else 5.0
-    with tqdm(desc=job.label, total=job.plan.samples_before(job.steps), unit=" images", mininterval=interval, file=sys.stderr) as bar:
+    total, lines = job.plan.samples_before(job.steps), is_json()
+    bar = tqdm(desc=job.label, total=total, unit=" images", mininterval=interval, file=sys.stderr, disable=lines)
+    with bar, TrainingMetrics(job.label, pulse.attempt, job.steps) as metrics:
         running, told, begun = True, False, False
         while running:
             running = not wait([group], 0.3).done
             if stop.is_set() and not told:
                 board.stop.remote()
                 told = True
-            progress = ray.get(board.read.remote())
+            reported, progress = progress.get("step"), ray.get(board.read.remote())
             pulse.report(progress)
+            metrics.report(progress)
+            if lines and progress.get("step") != reported:
+                log.info("%s: step %d of %d, %s", job.label, progress["step"], job.steps, _terms(progress["metrics"]))
             if progress and not begun:  # neither start-up nor what an earlier run did counts in the rate
                 begun = True
                 bar.initial = bar.n = bar.last_print_n = progress["first_sample"]

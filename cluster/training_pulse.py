@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic
 
-from cluster.attempt import attempting
+from cluster.attempt import Attempt, attempting
 from cluster.dataset import fingerprint
+from cluster.log import about
 from cluster.pace import Pace
 from cluster.s3 import AccessDenied
 from cluster.store import Store
@@ -60,13 +61,14 @@ class TrainingTally:
 
 
 class TrainingPulse:
-    """Takes what rank 0 reports; the heartbeat's thread takes the tally."""
+    """Takes what rank 0 reports; the heartbeat's thread takes the tally. ``attempt``: which this is, where there is a record of it."""
 
     def __init__(self, job: TrainJob, clock: Callable[[], float] = time.monotonic) -> None:
         self._job, self._clock, self._begun = job, clock, clock()
         self._progress: Mapping[str, Any] = {}
         self._pace: Pace | None = None
         self._lock = threading.Lock()
+        self.attempt: Attempt | None = None
 
     def report(self, progress: Mapping[str, Any]) -> None:
         """Take what the driver knows, as often as it likes."""
@@ -112,7 +114,8 @@ def recorded(store: Store, job: TrainJob) -> Iterator[TrainingPulse]:
     pulse = TrainingPulse(job)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(attempting(store, fingerprint(job.config), log.warning, pulse.tally))
+            pulse.attempt = stack.enter_context(attempting(store, fingerprint(job.config), log.warning, pulse.tally))
+            stack.enter_context(about(run=pulse.attempt.run, attempt=pulse.attempt.number))
         except AccessDenied as error:
             log.warning("facemae status will not know of this training's progress: %s", error)
         yield pulse

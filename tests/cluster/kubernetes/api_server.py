@@ -70,7 +70,8 @@ class Cluster:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.objects: dict[tuple[str, str, str], Object] = {}
-        self.namespaces = {"faces", "default"}
+        self.namespace = "faces"  # of what a test moves by hand
+        self.namespaces = {"faces", "default", "facemae"}
         self.kuberay = True
         self.token = TOKEN
         self.logs: dict[str, Log] = {}
@@ -81,9 +82,9 @@ class Cluster:
 
     # -- by hand ---------------------------------------------------------------------------------------------------------------
 
-    def put(self, resource: str, body: Object, namespace: str = "faces") -> Object:
+    def put(self, resource: str, body: Object, namespace: str | None = None) -> Object:
         metadata = body.setdefault("metadata", {})
-        metadata.setdefault("namespace", namespace)
+        metadata.setdefault("namespace", namespace or self.namespace)
         metadata.setdefault("uid", str(uuid.uuid4()))
         metadata.setdefault("creationTimestamp", stamp())
         body.setdefault("kind", KINDS[resource])
@@ -92,20 +93,20 @@ class Cluster:
             self.objects[resource, metadata["namespace"], metadata["name"]] = body
         return body
 
-    def get(self, resource: str, name: str, namespace: str = "faces") -> Object | None:
+    def get(self, resource: str, name: str, namespace: str | None = None) -> Object | None:
         with self.lock:
-            return self.objects.get((resource, namespace, name))
+            return self.objects.get((resource, namespace or self.namespace, name))
 
     def status(self, name: str, **status: Any) -> None:
         """KubeRay writes into the RayJob's status."""
         with self.lock:
-            rayjob = self.objects["rayjobs", "faces", name]
+            rayjob = self.objects["rayjobs", self.namespace, name]
             rayjob.setdefault("status", {}).update(status)
 
-    def remove(self, resource: str, name: str, namespace: str = "faces") -> None:
+    def remove(self, resource: str, name: str, namespace: str | None = None) -> None:
         """It is gone, and what it owns with it."""
         with self.lock:
-            gone = self.objects.pop((resource, namespace, name), None)
+            gone = self.objects.pop((resource, namespace or self.namespace, name), None)
             uid = gone["metadata"]["uid"] if gone else None
             for key, each in list(self.objects.items()):
                 if any(owner.get("uid") == uid for owner in each["metadata"].get("ownerReferences", [])):
@@ -136,14 +137,14 @@ class Cluster:
     def start(self, pod: str) -> None:
         """A submitter pod that waited runs."""
         with self.lock:
-            status = self.objects["pods", "faces", pod]["status"]
+            status = self.objects["pods", self.namespace, pod]["status"]
             status["phase"] = "Running"
             status["containerStatuses"][1]["state"] = {"running": {"startedAt": stamp()}}
 
     def exit(self, pod: str, code: int = 0) -> None:
         """A submitter pod's container ends, and its log with it."""
         with self.lock:
-            status = self.objects["pods", "faces", pod]["status"]
+            status = self.objects["pods", self.namespace, pod]["status"]
             status["phase"] = "Failed" if code else "Succeeded"
             status["containerStatuses"][1]["state"] = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
             self.logs[pod].ended = True
@@ -299,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._chunk(data)
             sent += len(data)
-            if ended or query.get("follow") != "true" or self.cluster.get("pods", name) is None:
+            if ended or query.get("follow") != "true" or self.cluster.get("pods", name, namespace) is None:
                 self.wfile.write(b"0\r\n\r\n")
                 return
             time.sleep(0.01)

@@ -205,7 +205,7 @@ def test_the_same_trouble_of_many_pods_is_one_line() -> None:
         pod(f"run-x7k2p-gpu-worker-{index}", container=waiting("CreateContainerConfigError", 'secret "k" not found')) for index in range(64)
     ]
     (found,) = _found(pods)
-    assert found.endswith("(64 pods, run-x7k2p-gpu-worker-0 among them)")
+    assert found.endswith("(several pods, run-x7k2p-gpu-worker-0 among them)")
 
 
 def test_a_healthy_run_has_no_findings() -> None:
@@ -229,7 +229,7 @@ def test_an_operator_that_does_not_react() -> None:
     new["metadata"]["creationTimestamp"] = stamp(20)
     assert findings(new, [], [], time.time()) == ()
     (found,) = findings(new, [], [], time.time() + 100)
-    assert "operator has not touched the RayJob in 1" in found
+    assert "operator has not touched the RayJob in more than a minute" in found
     assert "helm install kuberay-operator" in found
     new["spec"]["managedBy"] = "kueue.x-k8s.io/multikueue"
     (found,) = findings(new, [], [], time.time() + 100)
@@ -280,3 +280,12 @@ def test_no_finding_shows_a_credential() -> None:
         found = _found(pods, [event("FailedMount", text), event("FailedToCreateHeadPod", f"forbidden: {text}", "RayCluster", "run-x7k2p")])
         assert found
         assert secret not in " ".join(found)
+
+
+def test_of_a_quota_that_changes_the_newest_is_told() -> None:
+    changing = [
+        event("FailedCreate", QUOTA.replace("gpu=8, limited", f"gpu={used}, limited"), "RayCluster", "run-x7k2p", ago=used)
+        for used in (7, 6)
+    ]
+    (found,) = _found([], changing)
+    assert "used requests.nvidia.com/gpu=6" in found

@@ -213,3 +213,21 @@ def test_silence_opens_the_stream_anew(cluster: Cluster, reader: Reader, monkeyp
     cluster.exit("run-a")
     end(cluster)
     assert reader.join() == ["one", "two"]
+
+
+def test_an_api_server_that_is_away_for_a_while(cluster: Cluster, reader: Reader) -> None:
+    log = cluster.submitter("run", "run-a")
+    log.write("one")
+    reader.wait(1)
+    away = (".", Refusal(503, "ServiceUnavailable", "apiserver is shutting down", retry_after=0))
+    cluster.always.append(away)
+    log.cuts += [0]
+    log.ended = True  # ends the stream
+    until(lambda: sum("/pods/run-a" in request for request in cluster.requests) >= 12)  # more than one question is asked in vain
+    log.ended = False
+    log.write("two")
+    cluster.always.remove(away)
+    reader.wait(2)
+    cluster.exit("run-a")
+    end(cluster)
+    assert reader.join() == ["one", "two"]

@@ -181,8 +181,17 @@ def test_cancelling_waits_for_the_pods(cluster: Cluster) -> None:
     run.cancel()
     assert [request.split()[0] for request in cluster.requests].count("DELETE") == 1
     cluster.remove("rayjobs", "run")
+    assert run.state().phase is Phase.STOPPED
     with pytest.raises(LookupError, match="there is no run run in namespace faces of http"):
-        run.state()
+        KubernetesRun("run").state()
+
+
+def test_one_that_has_ended_and_is_cleared_away_stands_where_it_ended(cluster: Cluster) -> None:
+    cluster.put("rayjobs", rayjob(jobDeploymentStatus="Failed", reason="AppFailed", failed=3))
+    run = KubernetesRun("run")
+    before = run.state()
+    cluster.remove("rayjobs", "run")
+    assert run.state() == before
 
 
 def test_cancelling_one_that_has_ended_or_is_not_there(cluster: Cluster) -> None:

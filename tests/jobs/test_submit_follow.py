@@ -22,7 +22,7 @@ def failed(message: str) -> RunState:
 
 @dataclass
 class Run:
-    """A run whose log and states are written down: each reading of the log is the next of ``logs``, each question the next of ``states``."""
+    """A run that is written down: each reading of the log is the next of ``logs``, each question the next of ``states``."""
 
     logs: Sequence[Sequence[str | Exception]]
     states: Sequence[RunState | Exception]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import sys
@@ -148,7 +149,7 @@ class Follower:
         if found := _NEXT.search(line):
             self._next = found["command"]  # said at the very end, as a job does that runs here
             return
-        self.say(line)
+        self.say(_plain(line))
 
     def _tell(self, text: str) -> None:
         self.say(f"facemae submit: {text}")
@@ -171,6 +172,20 @@ class Follower:
         if code in (1, 2):  # the job said itself what is wrong: trying the same again would end the same
             return Ending(2, failed, f"the reason is in the log above; {self.again} says what is done")
         return Ending(2, failed, "what is committed stays: submit it again to go on")
+
+
+def _plain(line: str) -> str:
+    """A line of a JSON log (FACEMAE_LOG=json) as a person reads it; every other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(record, dict) or not {"level", "message"} <= set(record):
+        return line
+    shard = f" (shard {record['shard']})" if record.get("shard") else ""
+    return f"{str(record.get('time', ''))[11:19]} {record['level']}: {record['message']}{shard}".lstrip()
 
 
 class _Reader:

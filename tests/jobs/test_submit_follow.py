@@ -91,6 +91,13 @@ def test_what_to_run_next_is_kept_for_the_end() -> None:
     assert (ending.next, said) == ("facemae embed --input s3://b/x", ["written: s3://b/x"])
 
 
+def test_lines_of_a_json_log_are_shown_as_text() -> None:
+    told = '{"time": "2026-01-31T12:00:01.123Z", "level": "warning", "logger": "x", "message": "failed", "shard": "00042"}'
+    lines = [told, '{"level": "info"}', "{not json", "[1]"]
+    _, said = follow(Run([lines], [SUCCEEDED]))
+    assert said == ["12:00:01 warning: failed (shard 00042)", *lines[1:]]
+
+
 def test_a_log_that_breaks_off_is_read_again_without_repeating_a_line() -> None:
     run = Run([["1", "2", ConnectionError("reset")], ["1", "2", "3", "(waits)", "4"]], [*[RUNNING] * 25, SUCCEEDED])
     ending, said = follow(run)

@@ -6,7 +6,7 @@ A root is a data set (with embeddings and indexes below it), a training run, or 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Watch:
         if not url.strip():
             raise StoreError("ROOT is empty: give the --output of a job, a folder or s3://bucket/prefix", fatal=True)
         self._store, self._announce = open_store(url), announce
+        self._stores: dict[str, Store] = {}
         self._sets: dict[str, DatasetWatch] = {}
         _require_no_file(self._store.url)
 
@@ -95,19 +96,31 @@ class Watch:
             yield look_at_training(store, entries)
         elif entries & _SET or ("attempts/" in entries and not _trains(store)):
             yield self._look_at_set(store, entries)
-            for name in sorted(open_store(join_url(store.url, "embeddings")).entries()) if "embeddings/" in entries else ():
-                below = open_store(join_url(store.url, "embeddings", name.rstrip("/")))
-                if name.endswith("/") and (found := set(below.entries())) & {*_SET, "attempts/"}:
+            for name in _folders(store.entries("embeddings/")) if "embeddings/" in entries else ():
+                below = self._open(join_url(store.url, "embeddings", name))
+                if (found := set(below.entries())) & {*_SET, "attempts/"}:
                     yield self._look_at_set(below, found)
         elif "attempts/" in entries:
             yield look_at_training(store, entries)
         elif depth and folders[0] > 0:
-            for name in sorted(entry for entry in entries if entry.endswith("/") and not entry.startswith(".")):
-                yield from self._parts(open_store(join_url(store.url, name.rstrip("/"))), depth - 1, folders)
+            for name in _folders(entries):
+                yield from self._parts(self._open(join_url(store.url, name)), depth - 1, folders)
+
+    def _open(self, url: str) -> Store:
+        """A store below the root, opened once: a client of S3 takes a while to make."""
+        if url not in self._stores:
+            self._stores[url] = open_store(url)
+        return self._stores[url]
 
     def _look_at_set(self, store: Store, entries: set[str]) -> DatasetStatus:
-        watch = self._sets.setdefault(store.url, DatasetWatch(store.url, self._announce))
-        return watch.look(entries)
+        if store.url not in self._sets:
+            self._sets[store.url] = DatasetWatch(store.url, self._announce)
+        return self._sets[store.url].look(entries)
+
+
+def _folders(entries: Iterable[str]) -> list[str]:
+    """Names of the folders among the entries, in order; hidden ones are nobody's data."""
+    return sorted(entry.rstrip("/") for entry in entries if entry.endswith("/") and not entry.startswith("."))
 
 
 def _trains(store: Store) -> bool:

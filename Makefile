@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test cluster-test test-all faults fuzz lint bench lock clean
+.PHONY: help demo test cluster-test test-all faults fuzz lint bench image image-check lock clean
 
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
@@ -18,6 +18,8 @@ help:
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
+	@echo "make image   the container image (IMAGE=name:tag BASE=image ENGINE=docker)"
+	@echo "make image-check  the image's build steps in a clean environment, without a container engine: 8 GB of downloads"
 	@echo "make lock    resolve the dependencies again into constraints.txt"
 
 $(READY): constraints.txt pyproject.toml
@@ -66,6 +68,17 @@ lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev \
 	    pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --constraint constraints.txt \
+	    pyproject.toml -o infra/image/requirements.txt
+
+IMAGE ?= facemae:0.1.0
+ENGINE ?= docker
+image:
+	$(ENGINE) build -f infra/image/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
+
+# FACEMAE_IMAGE_PYTHON=/path/to/python3.12 tries the image's own version
+image-check: $(READY)
+	$(BIN)/python -m pytest tests/infra/test_image_build.py -s
 
 clean:
 	rm -rf $(VENV) build *.egg-info facemae-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

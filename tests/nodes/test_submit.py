@@ -19,7 +19,7 @@ from tests.faults.nodes import Cluster, nodes
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 IMPATIENT = (
-    "import functools, sys, jobs.submit as s; s.Follower = functools.partial(s.Follower, patience=10.0); sys.exit(s.main(sys.argv[1:]))"
+    "import functools, sys, jobs.submit as s; s.Follower = functools.partial(s.Follower, patience=10.0); sys.exit(s.main(sys.argv[2:]))"
 )
 
 

@@ -24,8 +24,9 @@ def _driver(folder: Path, seconds: float) -> subprocess.Popen[str]:
 
 def test_it_waits_for_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_end, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(driver_end, "drivers", lambda known=driver_end.drivers: [each for each in known() if each == started.pid])
+    known = driver_end.drivers
     with _driver(tmp_path, 60) as started:
+        monkeypatch.setattr(driver_end, "drivers", lambda: [each for each in known() if each == started.pid])
         assert driver_end.main(["--grace", "0.2"]) == 1
         started.terminate()
     assert driver_end.main(["--grace", "0.2"]) == 0

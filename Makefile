@@ -8,16 +8,19 @@ export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test test-all cluster-test faults fuzz lint bench lock clean
+.PHONY: help demo test cluster-test test-all faults fuzz lint bench image image-check manifests lock clean
 
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
 	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed, secrets searched (about 35 minutes on 2 cores)"
-	@echo "make cluster-test  a Ray cluster of many nodes on this machine: one lost, drained, added, slow, cut off; jobs over HTTP (about 10 minutes)"
+	@echo "make cluster-test  many real Ray nodes on this machine: lost, drained, added, slow, cut off; jobs over HTTP, stopped, their head killed"
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
+	@echo "make image   the container image (IMAGE=name:tag BASE=image ENGINE=docker)"
+	@echo "make image-check  the image's build steps in a clean environment, without a container engine: 8 GB of downloads"
+	@echo "make manifests  what is rendered of infra/kubernetes, and the quick start in docs/cluster.md"
 	@echo "make lock    resolve the dependencies again into constraints.txt"
 
 $(READY): constraints.txt pyproject.toml
@@ -44,7 +47,7 @@ faults: $(READY)
 	$(BIN)/python -m pytest tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
 
 cluster-test: $(READY)
-	$(BIN)/python -m pytest -m nodes -v --durations 0
+	$(BIN)/python -m pytest tests/nodes -m nodes -v
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
@@ -62,10 +65,24 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+manifests: $(READY)
+	$(BIN)/python -m infra.kubernetes.render
+
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev \
 	    pyproject.toml -o constraints.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --constraint constraints.txt \
+	    pyproject.toml -o infra/image/requirements.txt
+
+IMAGE ?= facemae:0.1.0
+ENGINE ?= docker
+image:
+	$(ENGINE) build -f infra/image/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
+
+# FACEMAE_IMAGE_PYTHON=/path/to/python3.12 tries the image's own version
+image-check: $(READY)
+	$(BIN)/python -m pytest tests/infra/test_image_build.py -s
 
 clean:
 	rm -rf $(VENV) build *.egg-info facemae-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

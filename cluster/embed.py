@@ -11,8 +11,8 @@ from cluster.dataset import Dataset, Labels, ShardData
 from cluster.embedding import Embeddings, write_embeddings
 from cluster.lookahead import codec_pool, decoded
 from cluster.processor import Processor, Unit
+from cluster.recognizer_file import open_recognizer
 from cluster.shard import Rejected, Sample, read_samples
-from facemae.recognizer.onnx import OnnxRecognizer
 
 
 class EmbedProcessor(Processor[Unit]):
@@ -20,7 +20,7 @@ class EmbedProcessor(Processor[Unit]):
 
     Args:
         input_url: the data set to embed.
-        recognizer: an ONNX file on the driver; it travels to the workers by value.
+        recognizer: an ONNX file on the driver, which travels to the workers by value, or in S3, where each of them reads it.
         mean, std: its normalisation of value/255, three numbers each; None takes them from the sidecar file.
         batch_size: pictures decoded at once; changes no byte of the output.
     """
@@ -35,7 +35,7 @@ class EmbedProcessor(Processor[Unit]):
         batch_size: int = 64,
     ) -> None:
         self._input_url, self._batch_size = input_url, batch_size
-        self._recognizer, self._device = OnnxRecognizer.load(recognizer, mean=mean, std=std), device
+        self._recognizer, self._device = open_recognizer(recognizer, mean, std), device
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class EmbedProcessor(Processor[Unit]):
     def open(self, threads: int) -> None:
         """Load the recogniser."""
         self._input = Dataset(self._input_url)
-        self._recognizer = self._recognizer.on(self._device, threads)
+        self._network = self._recognizer.on(self._device, threads)
         self._pool, self._ahead = codec_pool(threads), threads + 1
 
     def fetch(self, unit: Unit) -> bytes:
@@ -63,7 +63,7 @@ class EmbedProcessor(Processor[Unit]):
             rejected += batch.rejected
             if batch.samples:
                 samples += batch.samples
-                vectors.append(self._recognizer.embed(batch.pictures).astype(np.float16))
+                vectors.append(self._network.embed(batch.pictures).astype(np.float16))
         if not samples:
             return ShardData(None, 0, Labels(), rejected)
         identities = np.array([sample.identity for sample in samples], np.int64)

@@ -13,6 +13,7 @@ from torch import Tensor
 from cluster.centers import load_rows, save_rows
 from cluster.checkpoint import Checkpoint, load_optimizer, load_weights
 from cluster.pretrain_job import PretrainJob
+from cluster.recognizer_file import local_recognizer
 from cluster.trainer import Trainer
 from cluster.weights import local_weights
 from facemae.recognizer.augment import augment
@@ -84,7 +85,8 @@ class RecognizerTrainer(Trainer[PretrainJob]):
         if recipe.init is None:
             return create_backbone(recipe.backbone, recipe.dim, recipe.seed)
         if recipe.init.endswith(".onnx"):
-            return load_backbone(recipe.init, recipe.dim)
+            with local_recognizer(recipe.init, recipe.init_sha256) as file:
+                return load_backbone(file, recipe.dim)
         with local_weights(recipe.init) as folder:
             return load_backbone(folder, recipe.dim)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -11,11 +12,17 @@ from types import TracebackType
 from tqdm import tqdm
 
 from cluster.dataset import Manifest
+from cluster.log import is_json
 from cluster.processor import Unit
 from cluster.watcher import Watcher
 
 FIRST_SECONDS, REMIND_SECONDS = 10.0, 60.0
 """When a stage without a worker says so where stderr is no terminal, and how often again."""
+
+LINE_SECONDS = 30.0
+"""Where log lines are JSON, a line so often takes the bar's place."""
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Watcher):
@@ -26,6 +33,7 @@ class Progress(Watcher):
         self._sizes = {unit.name: unit.num_samples for unit in units}
         self._by_image = all(self._sizes.values())
         self._quarantined, self._done, self._total = 0, len(committed), len(units)
+        self._lines, self._told = is_json(), time.monotonic()
         self._waiting: _Waiting | None = None
         self._bar = tqdm(
             desc=name,
@@ -34,12 +42,16 @@ class Progress(Watcher):
             unit=" images" if self._by_image else " shards",
             mininterval=0.5 if sys.stderr.isatty() else 5.0,
             file=sys.stderr,
+            disable=self._lines,
         )
 
     def committed(self, manifest: Manifest, *, mine: bool, idle: float) -> None:
         """See Watcher."""
         self._done += 1
         self._quarantined += manifest.quarantined
+        if self._lines and (self._done == self._total or time.monotonic() - self._told >= LINE_SECONDS):
+            self._told = time.monotonic()
+            log.info("%s: %d of %d shards, %d quarantined", self._name, self._done, self._total, self._quarantined)
         self._bar.set_postfix_str(f"{self._done}/{self._total} shards, {self._quarantined} quarantined", refresh=False)
         self._bar.update(self._weight(manifest.shard))
 
@@ -92,4 +104,7 @@ class _Waiting:
             self._told, pause = True, REMIND_SECONDS
 
     def _write(self, text: str) -> None:
+        if is_json():
+            log.info("%s: %s", self._name, text)
+            return
         tqdm.write(f"{self._name}: {text}", file=sys.stderr)

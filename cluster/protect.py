@@ -14,11 +14,12 @@ from cluster.dataset import Dataset, Labels, ShardData
 from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import JPEG_QUALITY, SIZE, encode
 from cluster.processor import Processor, Unit
-from cluster.secret import KeyMap, SecretError
+from cluster.secret import KeyMap, SecretError, SeedReference
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
 from cluster.store import NotFound, StoreError
 from cluster.task import answer_of
 from facemae.protection import Protection, ShardProtection, create_protection
+from facemae.protection.noise_source import SECRET_SEED
 
 log = logging.getLogger(__name__)
 REASON = "cannot-be-protected"
@@ -30,7 +31,15 @@ def load_protection(method: str, options: Mapping[str, Any]) -> Protection:
 
     Raises:
         ValueError, FileNotFoundError, StoreError: unknown method or options, or weights that do not load.
+        SecretError: the secret behind ``secret_seed`` is not here, or not the driver's.
     """
+    reference = options.get("secret_seed")
+    if isinstance(reference, SeedReference):
+        seed = {name: value for name, value in options.items() if name != "secret_seed"} | {"seed": reference.read()}
+        protection = load_protection(method, seed)
+        if SECRET_SEED not in protection.describe():
+            raise ValueError(f"--secret-seed: the seed of {method} is no secret, its lineage says it: give --seed")
+        return protection
     if "weights" not in options:
         return create_protection(method, **options)
     from cluster.weights import local_weights  # a method without weights does not pay for torch
@@ -61,7 +70,8 @@ class ProtectProcessor(Processor[Unit]):
     Args:
         input_url: the original data set.
         method: a registered protection.
-        options: its options; ``weights`` may be an s3:// URL, which every worker fetches for itself.
+        options: its options; ``weights`` may be an s3:// URL, which every worker fetches for itself, and ``secret_seed`` a SeedReference
+            in the place of ``seed``.
         description: see ``describe_protection``.
         batch_size: pictures handed to the protection at once; changes no byte of the output.
         rekey: where each worker finds the secret that replaces the keys for a release (see ``KeyMap``); None keeps the keys.

@@ -96,6 +96,7 @@ class Pulse(Watcher):
             if not mine:
                 self._others += 1
                 return
+            self._since = None  # somebody works, whether or not the driver counts workers
             self._own += 1
             self._own_samples += manifest.samples
             self._own_quarantined += manifest.quarantined

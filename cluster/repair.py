@@ -29,6 +29,7 @@ from cluster.lookahead import Batch, ahead_map, codec_pool, decoded
 from cluster.picture import decode, encode
 from cluster.processor import Processor, Unit
 from cluster.protect import REASON, discreet, load_protection
+from cluster.recognizer_file import Recognizer
 from cluster.secret import KeyMap
 from cluster.shard import Rejected, Sample, ShardError, ShardWriter, read_samples
 from facemae.leakage import similarity
@@ -43,14 +44,14 @@ class Attacker:
     """One attacker of the measurement, as a repair asks it. Travels to the workers.
 
     Attributes:
-        recognizer: its network.
+        recognizer: its network; what a worker asks is on its device.
         ranks: root of its ranks of the protected images.
         mates: root of its embeddings of the originals.
         gallery: these embeddings, to be searched.
         transform: of an adaptive attacker.
     """
 
-    recognizer: OnnxRecognizer
+    recognizer: Recognizer
     ranks: str
     mates: str
     gallery: Gallery
@@ -81,6 +82,7 @@ class Attacker:
         Returns:
             bool (N,).
         """
+        assert isinstance(self.recognizer, OnnxRecognizer), "the worker's own, see RepairProcessor.open"
         vectors = self.recognizer.embed(pictures).astype(np.float16)
         if self.transform is not None:
             vectors = self.transform(vectors, identities)

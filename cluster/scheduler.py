@@ -170,7 +170,7 @@ class Scheduler:
             return
         patience = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations))
         while worker is not None and (slow := self._hands.straggler(now - patience)) is not None:
-            log.warning("shard %s takes long: handed to a second worker", slow.name)
+            log.warning("shard %s takes long: handed to a second worker", slow.name, extra={"shard": slow.name})
             self._watcher.handed_out_again(slow.name, "straggler", "")
             self._give(worker, slow, now, alone=False)
             worker = self._hands.idle()
@@ -254,7 +254,7 @@ class Scheduler:
         """Count a failure against a unit: try it again alone, or give it up."""
         failures = self._failures.setdefault(unit.name, [])
         failures.append(error)
-        log.warning("shard %s failed (%d of %d): %s", unit.name, len(failures), self._max_failures, error)
+        log.warning("shard %s failed (%d of %d): %s", unit.name, len(failures), self._max_failures, error, extra={"shard": unit.name})
         if len(failures) >= self._max_failures:
             manifest = self._give_up(unit, failures)
             self._watcher.given_up(unit.name, failures)

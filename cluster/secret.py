@@ -11,6 +11,7 @@ import hmac
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def read_secret(reference: str) -> bytes:
     Raises:
         SecretError: no such reference, nothing behind it, or fewer than 32 bytes.
     """
-    found = _REFERENCE.fullmatch(reference)
-    if found is None:  # not shown: it may be the secret itself, given in place of its reference
-        raise SecretError("a secret is given by its place, env:NAME or file:PATH, and what was given is neither: it is not repeated here")
+    found = _parsed(reference, "a secret")
     if name := found["env"]:
         secret = os.environb.get(name.encode(), b"").strip()
         if not secret:
@@ -49,6 +48,52 @@ def read_secret(reference: str) -> bytes:
     if len(secret) < MIN_SECRET_BYTES:
         raise SecretError(f"{reference}: the secret has {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed; {MAKE_ONE}")
     return secret
+
+
+def require_reference(reference: str, what: str) -> None:
+    """Raise SecretError, without repeating it, for what is no ``env:NAME`` or ``file:PATH``; nothing is read."""
+    _parsed(reference, what)
+
+
+def _parsed(reference: str, what: str) -> re.Match[str]:
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:  # not shown: it may be the secret itself, given in place of its reference
+        raise SecretError(f"{what} is given by its place, env:NAME or file:PATH, and what was given is neither: it is not repeated here")
+    return found
+
+
+@dataclass(frozen=True)
+class SeedReference:
+    """Where each process finds the secret that a protection's noise is drawn from; it travels, the seed does not.
+
+    Attributes:
+        reference: env:NAME or file:PATH.
+        check: of the seed that the driver found; it tells nothing else.
+    """
+
+    reference: str
+    check: str
+
+    @classmethod
+    def of(cls, reference: str) -> SeedReference:
+        """As the driver finds it. Raises SecretError, see ``read_secret``."""
+        return cls(reference, _seed_of(reference)[1])
+
+    def read(self) -> int:
+        """The seed, 256 bits: HMAC-SHA256 of a fixed text under the secret. Raises SecretError, also where it is not the driver's."""
+        seed, check = _seed_of(self.reference)
+        if not hmac.compare_digest(check, self.check):
+            raise SecretError(
+                f"{self.reference}: another secret here (its check is {check}) than on the driver ({self.check}): give the same everywhere"
+            )
+        return seed
+
+
+def _seed_of(reference: str) -> tuple[int, str]:
+    """The seed behind a reference, and its check."""
+    secret = read_secret(reference)
+    seed, check = (hmac.digest(secret, text, "sha256") for text in (b"facemae noise seed", b"facemae noise seed\0check"))
+    return int.from_bytes(seed), check.hex()[:16]
 
 
 class KeyMap:
@@ -106,8 +151,3 @@ def key_map_of(config: Mapping[str, Any], reference: str | None, where: str) -> 
 def carries_credentials(url: str) -> bool:
     """Whether a URL holds a user or password (``s3://KEY:SECRET@bucket``, ``http://user:password@host``), and must not be repeated."""
     return bool(_CREDENTIALS.match(url))
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text names the place of a secret, ``env:NAME`` or ``file:PATH``, and so may be shown."""
-    return _REFERENCE.fullmatch(text) is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 import ray
 
+from cluster.log import ray_options
 from cluster.scheduler import Interrupted
 
 
@@ -31,9 +31,9 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         # Ray rewrites 127.0.0.1 to the machine's outer address; another loopback address it keeps
-        ray.init(num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.2", logging_level=logging.ERROR)
+        ray.init(num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.2", **ray_options())
     else:
-        ray.init(address=address, logging_level=logging.ERROR)
+        ray.init(address=address, **ray_options())
     try:
         with _stopping():
             yield

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ import ray
 from cluster.attempt import Attempt, attempting
 from cluster.crew import RayCrew
 from cluster.dataset import Dataset, Labels, Manifest, ShardData, fingerprint
+from cluster.log import about
+from cluster.metrics import StageMetrics
 from cluster.node import resources
 from cluster.processor import Processor, Unit, UnitT
 from cluster.progress import Progress
@@ -110,31 +112,43 @@ def run_stage(
     _refuse_other_work(output, committed, units, mark)
     todo = [unit for unit in units if unit.name not in committed]
     started = time.perf_counter()
-    samples, ready = _work(processor, units, todo, output, name, mark, options) if todo else (0, started)
-    finished = time.perf_counter()
-    manifests = output.manifests()
-    _require_own_work(output, manifests, mark)
-    _require_data(output, manifests)
-    lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
-    description = output.finish(kind, lineage, manifests)
+    samples, ready, pulse = 0, started, Pulse(name, units, committed)
+    # the attempt lives until dataset.json is written: reading many manifests takes a while
+    with attempting(output.store, mark, log.warning, pulse.tally) if todo else nullcontext() as attempt:
+        if attempt is not None:
+            samples, ready = _work(processor, units, todo, output, attempt, name, mark, options, pulse)
+        finished = time.perf_counter()
+        manifests = output.manifests()
+        _require_own_work(output, manifests, mark)
+        _require_data(output, manifests)
+        lineage = {"parent": parent, "config": processor.describe(), "fingerprint": mark}
+        description = output.finish(kind, lineage, manifests)
     failed = [manifest.shard for manifest in manifests if manifest.failure]
     return StageResult(description, len(todo), len(units) - len(todo), samples, finished - ready, ready - started, failed)
 
 
 def _work(
-    processor: Processor[UnitT], units: Sequence[UnitT], todo: list[UnitT], output: Dataset, name: str, mark: str, options: StageOptions
+    processor: Processor[UnitT],
+    units: Sequence[UnitT],
+    todo: list[UnitT],
+    output: Dataset,
+    attempt: Attempt,
+    name: str,
+    mark: str,
+    options: StageOptions,
+    pulse: Pulse,
 ) -> tuple[int, float]:
     """Commit what is left to do. Returns how many samples this attempt committed itself, and when its first worker was ready."""
     samples, begun = 0, {unit.name for unit in units} - {unit.name for unit in todo}
-    pulse = Pulse(name, units, begun)
-    with attempting(output.store, mark, log.warning, pulse.tally) as attempt, Progress(name, units, begun) as progress:
+    with Progress(name, units, begun) as progress:
         # attempts that overlap begin at opposite ends, so that they meet in the middle rather than do the same shards side by side
         order = todo if attempt.number % 2 else todo[::-1]
         make_worker, give_up = _worker_factory(processor, output, attempt, mark, options), _giver_up(output, attempt, mark)
-        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse])
+        metrics = StageMetrics(name, attempt, len(todo))
+        crew, watcher = RayCrew(make_worker, lambda: _fitting_workers(options)), Watchers([progress, pulse, metrics])
         limits = {"in_flight": options.in_flight, "max_failures": options.max_failures}
         scheduler = Scheduler(crew, order, give_up, attempt=attempt, watcher=watcher, **limits)
-        with draining(scheduler.stop):
+        with metrics, about(run=attempt.run, attempt=attempt.number), draining(scheduler.stop):
             for manifest in scheduler.run(options.num_workers):
                 samples += manifest.samples if (manifest.run, manifest.attempt) == (attempt.run, attempt.number) else 0
     return samples, scheduler.ready_at or time.perf_counter()

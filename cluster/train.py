@@ -4,6 +4,7 @@
     <run>/keys/           which samples every step consumed, see cluster/key_log.py
     <run>/tensorboard/    event files
     <run>/grids/          originals | what the network sees | reconstructions, when asked for
+    <run>/attempts/       who trains, and how far they are, see cluster/training_pulse.py
     <run>/weights/        model.safetensors and config.json: all that generation reads
     <run>/run.json        config, data lineage and metrics; written last: training is complete
 
@@ -13,6 +14,7 @@ This module stays light (no torch): it is what the driver and the small progress
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -25,10 +27,15 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from cluster.log import is_json
+from cluster.metrics import TrainingMetrics
 from cluster.scheduler import Interrupted
 from cluster.stage import draining
 from cluster.store import NotFound, Store, open_store, require_conditional_put
 from cluster.train_job import TrainError, TrainJob
+from cluster.training_pulse import TrainingPulse, recorded
+
+log = logging.getLogger(__name__)
 
 
 class Board:
@@ -77,6 +84,11 @@ def train(job: TrainJob) -> dict[str, Any]:
         return finished
     require_conditional_put(store)
     require_own_checkpoints(store, job)
+    with recorded(store, job) as pulse:
+        return _attempt(store, job, pulse)
+
+
+def _attempt(store: Store, job: TrainJob, pulse: TrainingPulse) -> dict[str, Any]:
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     _tell_of_missing_resources(job)
@@ -85,7 +97,7 @@ def train(job: TrainJob) -> dict[str, Any]:
         with draining(stop):
             # Ray Train runs in a thread of its own: in the main one it would take the signals for itself
             threading.Thread(target=_run_group, args=(job, board, group), daemon=True).start()
-            progress = _show(board, job, stop, group)
+            progress = _show(board, job, stop, group, pulse)
         group.result()
     finally:
         failure = ray.get(board.failure.remote())
@@ -201,18 +213,25 @@ def _require_same(found: Any, config: Mapping[str, Any], what: str) -> None:
     raise TrainError(f"{what} of other settings ({'; '.join(changes)}): repeat them, or choose another output")
 
 
-def _show(board: Any, job: TrainJob, stop: threading.Event, group: Future[None]) -> dict[str, Any]:
-    """A progress line on the driver's terminal until the group has ended; brings a stop to the workers. Returns the last progress."""
+def _show(board: Any, job: TrainJob, stop: threading.Event, group: Future[None], pulse: TrainingPulse) -> dict[str, Any]:
+    """A progress line on the driver's terminal, and the tally, until the group has ended; brings a stop to the workers. Returns the last
+    progress."""
     progress: dict[str, Any] = {}
     interval = 0.5 if sys.stderr.isatty() else 5.0
-    with tqdm(desc=job.label, total=job.plan.samples_before(job.steps), unit=" images", mininterval=interval, file=sys.stderr) as bar:
+    total, lines = job.plan.samples_before(job.steps), is_json()
+    bar = tqdm(desc=job.label, total=total, unit=" images", mininterval=interval, file=sys.stderr, disable=lines)
+    with bar, TrainingMetrics(job.label, pulse.attempt, job.steps) as metrics:
         running, told, begun = True, False, False
         while running:
             running = not wait([group], 0.3).done
             if stop.is_set() and not told:
                 board.stop.remote()
                 told = True
-            progress = ray.get(board.read.remote())
+            reported, progress = progress.get("step"), ray.get(board.read.remote())
+            pulse.report(progress)
+            metrics.report(progress)
+            if lines and progress.get("step") != reported:
+                log.info("%s: step %d of %d, %s", job.label, progress["step"], job.steps, _terms(progress["metrics"]))
             if progress and not begun:  # neither start-up nor what an earlier run did counts in the rate
                 begun = True
                 bar.initial = bar.n = bar.last_print_n = progress["first_sample"]

@@ -18,7 +18,7 @@ from cluster.scheduler import StageError
 from cluster.store import open_store
 
 if TYPE_CHECKING:
-    from facemae.recognizer.onnx import OnnxRecognizer
+    from cluster.recognizer_file import Recognizer
     from facemae.training import LossConfig
 
 
@@ -122,7 +122,7 @@ class FaceMaeJob(TrainJob):
 
     trainer, label = "cluster.train_worker:FaceMaeTrainer", "train"
     recipe: Recipe
-    recognizer: OnnxRecognizer | None
+    recognizer: Recognizer | None
 
 
 def merge_deepspeed(user: Mapping[str, Any] | None, *, batch_size: int, world_size: int, use_gpu: bool) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def merge_deepspeed(user: Mapping[str, Any] | None, *, batch_size: int, world_si
     return {**config, **expected, "zero_force_ds_cpu_optimizer": False, "steps_per_print": sys.maxsize}
 
 
-def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: OnnxRecognizer | None, options: TrainOptions) -> FaceMaeJob:
+def plan_training(data: Dataset, output: str, recipe: Recipe, recognizer: Recognizer | None, options: TrainOptions) -> FaceMaeJob:
     """Everything a training of FaceMAE needs, worked out once on the driver.
 
     Args:

@@ -26,6 +26,7 @@ from torch import Tensor
 from cluster.checkpoint import Checkpoint, Checkpoints, capture
 from cluster.dataset import Dataset
 from cluster.key_log import KeyLog
+from cluster.log import follow
 from cluster.store import StoreError, join_url, open_store
 from cluster.stream import Stream
 from cluster.telemetry import Telemetry
@@ -38,6 +39,7 @@ JobT = TypeVar("JobT", bound=TrainJob)
 
 def work(job: TrainJob, board: Any) -> None:
     """Train as one rank of the process group that is set up."""
+    follow()
     if ray.get(board.failure.remote()):
         return  # the group was restarted after an error that trying again cannot help
     for name in ("botocore", "onnxscript", "onnx_ir"):  # Ray Train lets everything through from INFO on

@@ -11,6 +11,7 @@ import ray
 
 from cluster.attempt import Attempt
 from cluster.dataset import Dataset, Manifest
+from cluster.log import about, follow
 from cluster.processor import Processor, Unit
 from cluster.store import NotFound, StoreError
 
@@ -44,6 +45,7 @@ class Worker:
     """The actor that runs one processor over units, several at a time in threads."""
 
     def __init__(self, processor: Processor[Any], url: str, suffix: str, attempt: Attempt, fingerprint: str, threads: int) -> None:
+        follow()
         self._processor, self._threads = processor, threads
         self._dataset_at = (url, suffix)
         self._attempt, self._fingerprint = attempt, fingerprint
@@ -67,6 +69,10 @@ class Worker:
 
     def run(self, unit: Unit) -> Outcome:
         """Fetch, compute and commit one unit, unless another attempt has committed it."""
+        with about(run=self._attempt.run, attempt=self._attempt.number, shard=unit.name):
+            return self._run(unit)
+
+    def _run(self, unit: Unit) -> Outcome:
         try:
             done = self._dataset.committed(unit.name)
             if done is not None:

@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 import sys
 
+from cluster.log import set_up
+
 JOBS = {
     "plan": "memory, actors, traffic and hours of a run of any size, from measured rates",
     "ingest": "faces from a folder, .rec, tars or the synthetic renderer into a data set",
@@ -34,6 +36,11 @@ def main() -> int:
     if sys.argv[1] == "--version":
         print(f"facemae {importlib.metadata.version('facemae')}")
         return 0
+    try:
+        set_up()  # before the job imports Ray
+    except ValueError as error:
+        print(f"facemae: {error}", file=sys.stderr)
+        return 2
     job = sys.argv[1]
     if job not in JOBS:
         print(f"facemae: no job {job!r}; the jobs are {', '.join(JOBS)} (facemae --help)", file=sys.stderr)

@@ -22,6 +22,8 @@ from cluster.shard import ShardError
 from cluster.stage import StageOptions
 from cluster.store import StoreError, read_url
 
+SECRETS = ("seed", "secret_seed", "rekey")
+"""Fields whose value may be a secret, given in place of its reference."""
 ConfigT = TypeVar("ConfigT", bound="Config")
 USER_ERRORS = (StageError, StoreError, ShardError, ValueError, FileNotFoundError, ConnectionError)
 
@@ -232,4 +234,5 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join([where, *map(str, first["loc"])])
-        raise UsageError(f"{place}: {first['msg']} (given: {first['input']!r})") from None
+        given = "what was given is not repeated here" if where.rpartition(" ")[2] in SECRETS else f"given: {first['input']!r}"
+        raise UsageError(f"{place}: {first['msg']} ({given})") from None

@@ -11,10 +11,8 @@ ROOT/runs/<name>-<digest>/seed-<s>   the recogniser, as facemae pretrain writes 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from typing import Any
 from cluster.measurement import Measurement
 from cluster.scheduler import StageError
 from cluster.shard import sha256_hex
-from cluster.store import NotFound, Store, join_url, open_store
+from cluster.store import NotFound, Store, join_url
 from facemae.protection import protection_class
 from jobs import evaluate, leakage, pretrain, protect
 from jobs.compare_row import Row, Traced
@@ -129,8 +127,7 @@ def train_and_verify(job: Any, config: evaluate.EvaluateConfig) -> dict[str, Any
     with _printing_to(folder / "log.txt"):
         training = pretrain_alone(job)
         trained = time.monotonic()
-        with _local_recognizer(config.recognizer[0]) as file:
-            report = evaluate.run(dataclasses.replace(config, recognizer=[str(file)]))
+        report = evaluate.run(config)
     seconds = {"training": round(trained - start, 1), "evaluation": round(time.monotonic() - trained, 1)}
     return {"protocols": protocols_of(report), "training": training, "seconds": seconds}
 
@@ -233,20 +230,6 @@ def _printing_to(path: Path) -> Iterator[None]:
         for number, copy in enumerate(kept, 1):
             os.dup2(copy, number)
             os.close(copy)
-
-
-@contextlib.contextmanager
-def _local_recognizer(url: str) -> Iterator[Path]:
-    """FILE.onnx with its sidecar file on this machine; a copy where it lies in S3."""
-    if not url.startswith("s3://"):
-        yield Path(url)
-        return
-    root, _, name = url.rpartition("/")
-    store = open_store(root)
-    with tempfile.TemporaryDirectory(prefix="facemae-recognizer-") as folder:
-        for part in (name, Path(name).with_suffix(".json").name):
-            (Path(folder) / part).write_bytes(store.get(part))
-        yield Path(folder) / name
 
 
 def recognizer_of(run: str) -> str:

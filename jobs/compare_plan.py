@@ -84,6 +84,7 @@ def _cell(config: CompareConfig, name: str, section: Mapping[str, Any], source: 
     made = {**_settings(draft, "protections"), "data": source}
     if SECRET_SEED in description:  # whoever has it takes the noise away again: records are shown around
         made["seed"] = description[SECRET_SEED]
+        made.pop("secret_seed", None)
     if draft.weights is not None:
         made["weights"] = weights_digest(draft.weights)
     protected = join_url(config.root, "protected", f"{name}-{fingerprint(made)[:DIGITS]}")
@@ -194,7 +195,7 @@ def commands(cell: Cell) -> list[str]:
     pretrain = _command("pretrain", dataclasses.replace(first.pretrain, seed=0), shown)  # 0 is the default, which is not shown
     protect = _command("protect", cell.protect, shown)
     if isinstance(cell.settings["protect"].get("seed"), str):
-        protect = re.sub(r" --seed \S+", " --seed SECRET", protect)
+        protect = re.sub(r" --(secret-)?seed .*?(?= --|$)", r" --\1seed SECRET", protect)
     return [
         protect,
         _command("leakage", cell.leakage, shown),

@@ -28,7 +28,7 @@ class EmbedConfig(RayConfig):
     input: str
     """Root of the data set."""
     recognizer: str
-    """ONNX file; its normalisation comes from FILE.json beside it, or from the two flags below."""
+    """ONNX file, a path or s3://; its normalisation comes from FILE.json beside it, or from the two flags below."""
     recognizer_mean: tuple[float, float, float] | None = None
     """Mean of value/255 for each colour, where there is no sidecar file."""
     recognizer_std: tuple[float, float, float] | None = None

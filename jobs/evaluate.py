@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.recognizer_file import has_sidecar, load_recognizer
 from cluster.store import NotFound, open_store
 from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.verification import VerificationError
@@ -34,7 +35,7 @@ class EvaluateConfig(Config):
     """
 
     recognizer: list[str]
-    """ONNX files; the normalisation comes from FILE.json beside each, or from the two flags below."""
+    """ONNX files, paths or s3://; the normalisation comes from FILE.json beside each, or from the two flags below."""
     output: str
     """Root of the result, a folder or s3://bucket/prefix."""
     recognizer_mean: tuple[float, float, float] | None = None
@@ -132,9 +133,8 @@ def _recognizers(config: EvaluateConfig) -> list[OnnxRecognizer]:
     threads = _threads(config)
     found = []
     for file in config.recognizer:  # the flags are for those that have no sidecar
-        told = Path(file).with_suffix(".json").exists()
-        normalisation = (None, None) if told else (config.recognizer_mean, config.recognizer_std)
-        found.append(OnnxRecognizer.load(file, *normalisation, device=config.device, threads=threads))
+        normalisation = (None, None) if has_sidecar(file) else (config.recognizer_mean, config.recognizer_std)
+        found.append(load_recognizer(file, *normalisation, device=config.device, threads=threads))
     names = [recognizer.name for recognizer in found]
     if len(set(names)) < max(len(names), 1):
         raise UsageError(f"--recognizer needs one file or more, each of another name, not {names}: the name is in FILE.json")

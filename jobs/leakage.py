@@ -45,7 +45,7 @@ class LeakageConfig(RayConfig):
     protected: str
     """Root of the protected data set."""
     recognizer: list[str]
-    """ONNX files of the attackers; give several, the worst one counts."""
+    """ONNX files of the attackers, paths or s3://; give several, the worst one counts."""
     output: str
     """Root of the result, a folder or s3://bucket/prefix."""
     pixels: bool = True

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.dataset import Dataset
 from cluster.inputs import require_apart
 from cluster.pretrain_job import PretrainJob, PretrainRecipe, count_classes, plan_pretraining
+from cluster.recognizer_file import local_recognizer
 from cluster.session import session
 from cluster.shard import sha256_hex
-from cluster.store import join_url, read_url
+from cluster.store import join_url
 from cluster.train import train
 from cluster.train_job import TrainOptions
 from cluster.weights import local_weights
@@ -48,8 +49,8 @@ class PretrainConfig(RayConfig):
     dim: int | None = None
     """Length of an embedding, by default 512."""
     init: str | None = None
-    """Start from these weights instead of random ones: a pretraining run, its weights folder, or FILE.onnx (a path on every worker). They
-    bring backbone and length with them."""
+    """Start from these weights instead of random ones: a pretraining run, its weights folder, or FILE.onnx (s3://, or a path on every
+    worker). They bring backbone and length with them."""
     margin: Literal["cosface", "arcface", "adaface"] = "cosface"
     """Margin of the loss."""
     margin_value: float | None = None
@@ -168,7 +169,8 @@ def _start(config: PretrainConfig) -> dict[str, Any]:
     from facemae.recognizer.pretrained import load_backbone
 
     if config.init.endswith(".onnx"):
-        net, digest = load_backbone(config.init), sha256_hex(read_url(config.init))
+        with local_recognizer(config.init) as file:
+            net, digest = load_backbone(file), sha256_hex(file.read_bytes())
         _require_exportable(net, config.init)
     else:
         with local_weights(config.init) as folder:

@@ -12,11 +12,13 @@ from typing import Any
 from cluster.dataset import Dataset
 from cluster.inputs import input_units, require_apart
 from cluster.protect import ProtectProcessor, describe_protection, require_people, require_same_keys
+from cluster.secret import MAKE_ONE, SeedReference, require_reference
 from cluster.session import session
 from cluster.stage import run_stage
 from cluster.store import NotFound, open_store
 from facemae.protection import Dial, protection_class
-from jobs.command import RayConfig, main_of
+from facemae.protection.noise_source import MIN_SEED_BITS
+from jobs.command import RayConfig, UsageError, main_of
 from jobs.repair import repair
 from jobs.summary import print_summary
 
@@ -52,7 +54,9 @@ class ProtectConfig(RayConfig):
     """Another name of --strength, for facemae and mae alone."""
     seed: int = 0
     """Masks and noise are a function of seed and key alone. Noise (noise, pixel_dp) is no better than its seed is secret: for a release
-    give 128 random bits, in a file that only you can read (--config)."""
+    give --secret-seed instead."""
+    secret_seed: str | None = None
+    """For noise and pixel_dp: draw the seed from the secret at env:NAME or file:PATH (driver and workers each read it)."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where the worker has one."""
     batch_size: int = 64
@@ -61,11 +65,23 @@ class ProtectConfig(RayConfig):
     """For a release: replace every key by HMAC-SHA256 under the secret at env:NAME or file:PATH (driver and workers each read it)."""
     repair: str | None = None
     """Root of a measurement: copy its protected set, and protect what is traced again until no attacker traces it, adaptive ones with the
-    maps that they had. Method, strength and seed come from the measured set (not the secret seed of noise: give it again)."""
+    maps that they had. Method, strength and seed come from the measured set (not the secret seed of noise: give --secret-seed again)."""
     repair_rank: int = 1
     """An image counts as traced when an attacker has its original at this rank or better; 1 to 10."""
     recognizer: list[str] = field(default_factory=list)
-    """For --repair: the ONNX files of all attackers of the measurement."""
+    """For --repair: the ONNX files of all attackers of the measurement, paths or s3://."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # tyro's place holder for a value still to come is neither
+        if isinstance(self.seed, int) and abs(self.seed).bit_length() >= MIN_SEED_BITS:
+            raise UsageError(
+                f"--seed has {MIN_SEED_BITS} bits or more, which is a secret (it is not repeated here) and would reach files and command "
+                f"lines: put one in the environment or in a file of all machines and give --secret-seed env:NAME or file:PATH; {MAKE_ONE}"
+            )
+        for flag, reference in (("--secret-seed", self.secret_seed), ("--rekey", self.rekey)):
+            if isinstance(reference, str):
+                require_reference(reference, f"{flag}: the secret")
 
 
 def run(config: ProtectConfig) -> dict[str, Any]:
@@ -106,7 +122,12 @@ def method_options(config: ProtectConfig) -> dict[str, Any]:
     if ignored:
         raise ValueError(f"--{ignored[0]}: {config.method} has none, leave it out")
     given = {"weights": config.weights, "seed": config.seed, "device": config.device, "threads": config.cpus_per_worker}
-    options = {name: value for name, value in given.items() if name in known} | _strength(config, kind.dial)
+    options: dict[str, Any] = {name: value for name, value in given.items() if name in known} | _strength(config, kind.dial)
+    if config.secret_seed is not None:
+        if config.seed or options.pop("seed", None) is None:
+            reason = "--seed is given too: leave one of them out" if config.seed else f"{config.method} has no seed, leave it out"
+            raise ValueError(f"--secret-seed: {reason}")
+        options["secret_seed"] = SeedReference.of(config.secret_seed)
     wrong = sorted(name for name in config.options if name in options or name not in known)
     if wrong:
         free = [name for name, parameter in known.items() if name not in options and parameter.annotation in (int, "int")]

@@ -16,6 +16,7 @@ from cluster.inputs import input_units, require_apart
 from cluster.measurement import Measurement
 from cluster.processor import Unit
 from cluster.protect import describe_variants
+from cluster.recognizer_file import Recognizer, open_recognizer, read_model_url
 from cluster.repair import Attacker, Repair, RepairProcessor
 from cluster.secret import key_map_of
 from cluster.session import session
@@ -23,7 +24,6 @@ from cluster.shard import sha256_hex
 from cluster.stage import run_stage
 from cluster.store import join_url
 from facemae.protection.noise_source import SECRET_SEED
-from facemae.recognizer.onnx import OnnxRecognizer, read_model
 from facemae.recognizer.pixels import PIXELS
 from jobs.summary import print_summary
 
@@ -97,19 +97,19 @@ def settled(config: ProtectConfig, protection: Mapping[str, Any], where: str) ->
     return replace(config, **{name: protection[name] for name in METHOD_FIELDS if name in protection})
 
 
-def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[OnnxRecognizer]:
+def _recognizers(config: ProtectConfig, measurement: Measurement) -> list[Recognizer]:
     """The attackers' networks, in the order of the report. Raises ValueError when one is not among --recognizer."""
-    files = {sha256_hex(read_model(file)): file for file in [PIXELS, *config.recognizer]}  # pixels needs no file
+    files = {sha256_hex(read_model_url(file)): file for file in [PIXELS, *config.recognizer]}  # pixels needs no file
     needed = {each["recognizer"]["name"]: each["recognizer"]["sha256"] for each in measurement.attackers}
     missing = [name for name, sha256 in needed.items() if sha256 not in files]
     if missing:
         raise ValueError(f"--recognizer lacks {', '.join(missing)}: a repair needs the very files that {measurement.url} was measured with")
     described = [attacker["recognizer"] for attacker in measurement.attackers]
-    return [OnnxRecognizer.load(files[each["sha256"]], each["mean"], each["std"], each["name"]) for each in described]
+    return [open_recognizer(files[each["sha256"]], each["mean"], each["std"], each["name"]) for each in described]
 
 
 def _attackers(
-    config: ProtectConfig, measurement: Measurement, recognizers: Sequence[OnnxRecognizer], galleries: ExitStack
+    config: ProtectConfig, measurement: Measurement, recognizers: Sequence[Recognizer], galleries: ExitStack
 ) -> Iterator[Attacker]:
     """Every attacker of the measurement, adaptive ones included, with its gallery."""
     held = dict[str, tuple[str, Gallery]]()
@@ -134,7 +134,7 @@ def _plan(config: ProtectConfig, measurement: Measurement, lineage: Mapping[str,
         found, wanted = base.get("weights_sha256"), made.get("weights_sha256")
         raise ValueError(f"--weights {config.weights} has sha256 {found}, the measured set was made with {wanted}: give these")
     if base.get(SECRET_SEED) != made.get(SECRET_SEED):
-        raise ValueError("--seed is not the secret seed that the measured set was made with: give that")
+        raise ValueError("--secret-seed (or --seed) is not the one that the measured set was made with: give that")
     record = {
         "of": measurement.report["protected"]["fingerprint"],
         "leakage": measurement.sha256,

@@ -14,13 +14,13 @@ import timm
 
 from cluster.dataset import Dataset
 from cluster.picture import SIZE
+from cluster.recognizer_file import Recognizer, open_recognizer
 from cluster.session import session
 from cluster.store import read_url
 from cluster.stream import require_embeddings
 from cluster.train import train
 from cluster.train_job import Recipe, TrainJob, TrainOptions, plan_training
 from facemae.masking import count_visible
-from facemae.recognizer.onnx import OnnxRecognizer
 from facemae.training import LossConfig
 from jobs.command import RayConfig, main_of
 
@@ -40,7 +40,7 @@ class TrainConfig(RayConfig):
     output: str
     """Root of the run: a folder or s3://bucket/prefix."""
     recognizer: str | None = None
-    """ONNX file of the recogniser inside the loss; not needed with --loss mse."""
+    """ONNX file of the recogniser inside the loss, a path or s3://; not needed with --loss mse."""
     recognizer_mean: tuple[float, float, float] | None = None
     """Mean of value/255 for each colour, where there is no FILE.json beside it."""
     recognizer_std: tuple[float, float, float] | None = None
@@ -137,11 +137,11 @@ def _known(architecture: str) -> str:
     return architecture
 
 
-def _recognizer(config: TrainConfig, data: Dataset) -> OnnxRecognizer:
+def _recognizer(config: TrainConfig, data: Dataset) -> Recognizer:
     """The loss's recogniser, by which the data set must have been embedded."""
     if config.recognizer is None:
         raise ValueError(f"--loss {config.loss} looks through a recogniser: give --recognizer FILE.onnx, or train with --loss mse")
-    recognizer = OnnxRecognizer.load(config.recognizer, mean=config.recognizer_mean, std=config.recognizer_std)
+    recognizer = open_recognizer(config.recognizer, config.recognizer_mean, config.recognizer_std)
     command = f"facemae embed --input {config.data} --recognizer {config.recognizer}"
     for flag, values in (("mean", config.recognizer_mean), ("std", config.recognizer_std)):
         if values is not None:

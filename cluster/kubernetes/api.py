@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from cluster.kubernetes.refusal import explain, line_of
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 TRIES = 5
 PAUSE_SECONDS = 1.0
@@ -244,19 +244,22 @@ def _configuration(context: str | None) -> tuple[Any, str]:
     configuration = kubernetes.client.Configuration()
     files = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
     present = any(os.path.exists(file) for file in files.split(os.pathsep) if file)
+    inside = os.path.exists(f"{SERVICE_ACCOUNT}/token")
+    if not present and (context is not None or not inside):
+        raise ValueError(f"there is no kubeconfig at {files}: log in to the cluster, or set KUBECONFIG")
     try:
-        if not present and context is None and os.path.exists(f"{SERVICE_ACCOUNT}/token"):
+        if not present:
             load_incluster_config(client_configuration=configuration)
             with open(f"{SERVICE_ACCOUNT}/namespace", encoding="utf-8") as file:
                 return configuration, file.read().strip()
-        if not present:
-            raise ValueError(f"there is no kubeconfig at {files}: log in to the cluster, or set KUBECONFIG")
         contexts, current = kube_config.list_kube_config_contexts(files)
         names = {each["name"]: each for each in contexts}
-        if context is not None and context not in names:
-            raise ValueError(f"--context {context}: {files} has no such context; it has {', '.join(sorted(names)) or 'none'}")
-        kube_config.load_kube_config(files, context=context, client_configuration=configuration, persist_config=False)
+        chosen = current if context is None else names.get(context)
+        if chosen is not None:
+            kube_config.load_kube_config(files, context=context, client_configuration=configuration, persist_config=False)
+            return configuration, str(chosen["context"].get("namespace") or "default")
     except ConfigException as error:
         raise ValueError(f"the kubeconfig {files} cannot be used: {line_of(error)}; look at it with: kubectl config view") from None
-    chosen = names[context] if context is not None else current
-    return configuration, str(chosen["context"].get("namespace") or "default")
+    except Exception as error:  # the client trusts the file's form; what it says then may quote a credential
+        raise ValueError(f"the kubeconfig {files} cannot be read ({type(error).__name__}): look at it with: kubectl config view") from None
+    raise ValueError(f"--context {context}: {files} has no such context; it has {', '.join(sorted(names)) or 'none'}")

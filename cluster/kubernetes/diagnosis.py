@@ -43,7 +43,7 @@ def findings(rayjob: Object, pods: Sequence[Object], events: Sequence[Object], n
     """
     mine = [event for event in events if _concerns(event, rayjob, pods) and now - event_seconds(event) < EVENT_SECONDS]
     counted: dict[str, list[str]] = {}
-    for text, name in (*_of_rayjob(rayjob, pods, now), *_of_pods(pods, mine), *_of_events(mine, pods), *_of_conditions(rayjob)):
+    for text, name in (*_of_rayjob(rayjob, now), *_of_pods(pods, mine), *_of_events(mine), *_of_conditions(rayjob)):
         names = counted.setdefault(text, [])
         if name and name not in names:
             names.append(name)
@@ -64,7 +64,7 @@ def seconds_of(stamp: str | None) -> float:
 def _line(text: str, names: Sequence[str]) -> str:
     if not names:
         return text
-    return f"{text} (pod {names[0]})" if len(names) == 1 else f"{text} ({len(names)} pods, {names[0]} among them)"
+    return f"{text} (pod {names[0]})" if len(names) == 1 else f"{text} (several pods, {names[0]} among them)"
 
 
 def _concerns(event: Object, rayjob: Object, pods: Sequence[Object]) -> bool:
@@ -80,17 +80,17 @@ def _concerns(event: Object, rayjob: Object, pods: Sequence[Object]) -> bool:
     return name in known or (bool(cluster) and (name == cluster or name.startswith(f"{cluster}-")))
 
 
-def _of_rayjob(rayjob: Object, pods: Sequence[Object], now: float) -> Iterator[tuple[str, str]]:
+def _of_rayjob(rayjob: Object, now: float) -> Iterator[tuple[str, str]]:
     status, spec = rayjob.get("status") or {}, rayjob.get("spec") or {}
     age = now - seconds_of(rayjob["metadata"].get("creationTimestamp"))
     deployment = status.get("jobDeploymentStatus") or ""
     if not deployment and not spec.get("suspend") and age > UNTOUCHED_SECONDS:
         manager = spec.get("managedBy")
         if manager and manager != "ray.io/kuberay-operator":
-            yield f"{manager} manages this RayJob, not KubeRay, and has not taken it up in {age:.0f} s: look at its queue", ""
+            yield f"{manager} manages this RayJob, not KubeRay, and has not taken it up: look at its queue", ""
         else:
             yield (
-                f"KubeRay's operator has not touched the RayJob in {age:.0f} s: does it run, and does it watch this namespace? kubectl get "
+                f"KubeRay's operator has not touched the RayJob in more than a minute: does it run, and watch this namespace? kubectl get "
                 f"pods -A -l app.kubernetes.io/name=kuberay-operator; to install it: {INSTALL_KUBERAY}",
                 "",
             )
@@ -114,20 +114,28 @@ def _of_pods(pods: Sequence[Object], events: Sequence[Object]) -> Iterator[tuple
             yield text, name
 
 
-def _of_events(events: Iterable[Object], pods: Sequence[Object]) -> Iterator[tuple[str, str]]:
-    """Events of what makes pods: there is no pod yet that could tell."""
+def _of_events(events: Iterable[Object]) -> Iterator[tuple[str, str]]:
+    """Events of what makes pods, for there is no pod yet that could tell; of each trouble the newest."""
+    told = set[str]()
+    for text in _event_texts(events):
+        if (trouble := text.partition(": ")[0]) not in told:
+            told.add(trouble)
+            yield text, ""
+
+
+def _event_texts(events: Iterable[Object]) -> Iterator[str]:
     for event in sorted(events, key=event_seconds, reverse=True):
         object_, reason, message = event.get("involvedObject") or {}, event.get("reason") or "", line_of(event.get("message"))
         if object_.get("kind") == "Pod" or event.get("type") != "Warning":
             continue
         if "forbidden" in message:
-            yield explain_forbidden(message, reason, str(object_.get("namespace") or "")), ""
+            yield explain_forbidden(message, reason, str(object_.get("namespace") or ""))
         elif _VALIDATION.fullmatch(reason) or "validation" in reason.lower():
-            yield _invalid(message), ""
+            yield _invalid(message)
         elif "RedisCleanup" in reason or "NotFound" in reason:
             continue  # on the way out, and nothing that a user could do
         elif reason.startswith("Failed"):
-            yield f"KubeRay could not do a step ({reason}): {message}; it tries again", ""
+            yield f"KubeRay could not do a step ({reason}): {message}; it tries again"
 
 
 def _of_conditions(rayjob: Object) -> Iterator[tuple[str, str]]:

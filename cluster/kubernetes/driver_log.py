@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.kubernetes.api import Api, Refused, path_of
 from cluster.kubernetes.phase import attempt_of, phase_of
@@ -13,6 +13,8 @@ from cluster.kubernetes.pod_log import PodLog
 from cluster.kubernetes.refusal import line_of
 
 POLL_SECONDS = 2.0
+OUTAGE_SECONDS = 600.0
+"""How long the API server may be away before the log is given up."""
 ENDED_POLLS = 5
 """Looks at a run that has ended until its log, still open, is given up."""
 JOB_LABEL = "batch.kubernetes.io/job-name"
@@ -21,6 +23,7 @@ _SUBMITTER = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+(INFO|SUCC)\s+cli
 _PASSING = (400, 404, 429, 500, 502, 503, 504)
 
 Object = dict[str, Any]
+AnswerT = TypeVar("AnswerT")
 
 
 class DriverLog:
@@ -42,11 +45,15 @@ class DriverLog:
         self._given = 0  # the driver's lines of this attempt
 
     def lines(self) -> Iterator[str]:
-        """Lines, until the run has ended. Raises ConnectionError when the API server does not answer any more."""
+        """Lines, until the run has ended.
+
+        Raises:
+            ConnectionError: the API server has been away for long, or refuses.
+        """
         read, job, attempt = set[str](), "", 0
         while True:
-            rayjob = self._rayjob()
-            pod = next((each for each in self._pods() if each["metadata"]["uid"] not in read), None)
+            rayjob, pods = self._asked(self._rayjob), self._asked(self._pods)
+            pod = next((each for each in pods if each["metadata"]["uid"] not in read), None)
             if pod is not None:
                 owner = str((pod["metadata"].get("ownerReferences") or [{}])[0].get("uid") or pod["metadata"]["uid"])
                 if owner != job:
@@ -77,7 +84,7 @@ class DriverLog:
                     raise
             except ConnectionError:
                 pass  # asked below whether the server answers at all
-            current = self._pod(name, pod["metadata"]["uid"])
+            current = self._asked(lambda: self._pod(name, pod["metadata"]["uid"]))
             if current is None:
                 if not whole:
                     yield f"facemae: the log breaks off here: its pod {name} is gone"
@@ -85,7 +92,7 @@ class DriverLog:
             if _terminated(current):
                 yield from self._end(log, seen)
                 return
-            rayjob = self._rayjob()
+            rayjob = self._asked(self._rayjob)
             if rayjob is None or phase_of(rayjob).ended:
                 ended_polls += 1
                 if ended_polls > ENDED_POLLS:
@@ -111,6 +118,18 @@ class DriverLog:
             if seen.lines > self._given:
                 self._given = seen.lines
                 yield line
+
+    def _asked(self, question: Callable[[], AnswerT]) -> AnswerT:
+        """An answer, waited for while the server is away."""
+        since = time.monotonic()
+        while True:
+            try:
+                return question()
+            except ConnectionError as error:
+                refused = isinstance(error, Refused) and error.status not in _PASSING
+                if refused or time.monotonic() - since > OUTAGE_SECONDS:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def _pods(self) -> list[Object]:
         """The submitter's pods that are not on their way out, the oldest first."""

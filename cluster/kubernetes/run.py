@@ -73,12 +73,20 @@ class KubernetesRun:
         self.name = name
         self._api = Api(context, namespace)
         self.namespace = self._api.namespace
+        self._last: RunState | None = None
 
     def state(self) -> RunState:
-        """See SubmittedRun. While it is being stopped it has not ended; when all of it is gone, LookupError."""
-        rayjob = self._present()
+        """See SubmittedRun. While it is being stopped it has not ended. One that this object saw before, and that is gone now, was
+        stopped, or stands where it ended."""
+        rayjob = self._rayjob()
+        if rayjob is None and self._last is not None:
+            if not self._last.phase.ended:
+                self._last = RunState(Phase.STOPPED, "its RayJob was deleted", attempt=self._last.attempt)
+            return self._last
+        rayjob = rayjob or self._present()
         phase = phase_of(rayjob)
-        return RunState(phase, message_of(rayjob), self._findings(rayjob, phase), attempt_of(rayjob))
+        self._last = RunState(phase, message_of(rayjob), self._findings(rayjob, phase), attempt_of(rayjob))
+        return self._last
 
     def log(self) -> Iterator[str]:
         """See SubmittedRun. Waits while there is no line yet; goes on across attempts (a line says ``attempt 2``); ends when the run has
@@ -93,7 +101,7 @@ class KubernetesRun:
         its finalizer asks Ray first to stop the job: the driver gets SIGTERM and as many seconds as RAY_JOB_STOP_WAIT_TIME_S of the
         head's container says (3 where unset), takes nothing new and lets its workers hand back. The pods go with the cluster: preStop,
         SIGTERM and their grace. Committed shards stay, and the same submission goes on from them. The deletion is a foreground one: the
-        RayJob is there until its pods are gone, and only then does ``state`` raise LookupError.
+        RayJob is there until its pods are gone.
 
         Raises:
             LookupError: there is no such RayJob.

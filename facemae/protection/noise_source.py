@@ -35,4 +35,4 @@ def seed_facts(seed: int) -> dict[str, Any]:
     if abs(seed).bit_length() >= MIN_SEED_BITS:
         return facts
     warning = f"the seed has fewer than {MIN_SEED_BITS} bits: whoever guesses it computes the noise and takes it away again"
-    return {**facts, "warning": f"{warning}. For a release draw one: python -c 'import secrets; print(secrets.randbits(128))'"}
+    return {**facts, "warning": f"{warning}. For a release give one of 128 random bits or more (facemae protect --secret-seed)"}

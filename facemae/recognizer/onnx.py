@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
 from facemae.recognizer.pixels import PIXELS, pixel_graph
-from facemae.recognizer.sidecar import Triple, check_normalisation, read_sidecar
+from facemae.recognizer.sidecar import Triple, check_normalisation, read_sidecar, sidecar_of
 
 if TYPE_CHECKING:
     from facemae.recognizer.frozen import FrozenRecognizer
@@ -120,17 +120,37 @@ class OnnxRecognizer:
             return cls(read_model(path), PIXELS, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=device, threads=threads)
         path, model = Path(path), read_model(path)
         sidecar = read_sidecar(path, hashlib.sha256(model).hexdigest())
+        return cls.of(model, sidecar, str(path), mean, std, name, device=device, threads=threads)
+
+    @classmethod
+    def of(
+        cls,
+        model: bytes,
+        sidecar: Mapping[str, Any],
+        source: str,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str | None = None,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> OnnxRecognizer:
+        """The same from content that was read already: FILE.onnx and FILE.json ({} for none) at the path or URL ``source``.
+
+        Raises:
+            ValueError: as `load`.
+        """
         mean = sidecar.get("mean") if mean is None else mean
         std = sidecar.get("std") if std is None else std
+        stem = Path(source).stem
         if mean is None or std is None:
             raise ValueError(
-                f"{path}: the normalisation of this recogniser is not known, and it is never guessed. Give mean and "
+                f"{source}: the normalisation of this recogniser is not known, and it is never guessed. Give mean and "
                 "std, three floats each, applied as (value/255 - mean)/std, or write them into "
-                f"{path.with_suffix('.json')}, for example "
-                f'{{"name": "{path.stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
+                f"{sidecar_of(source)}, for example "
+                f'{{"name": "{stem}", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
             )
-        name = name or sidecar.get("name") or path.stem
-        return cls(model, name, mean, std, device=device, threads=threads, source=str(path))
+        return cls(model, name or sidecar.get("name") or stem, mean, std, device=device, threads=threads, source=source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sessions cannot travel between processes; the file's bytes and the settings can."""

@@ -37,23 +37,41 @@ def read_sidecar(model_path: Path, sha256: str) -> dict[str, Any]:
         sha256: of FILE.onnx; a sidecar that states one must state this one.
 
     Raises:
-        ValueError: the sidecar is not a JSON object, or it belongs to another file.
+        ValueError: see `parse_sidecar`.
     """
     path = model_path.with_suffix(".json")
-    if not path.exists():
-        return {}
+    return parse_sidecar(path.read_bytes(), str(model_path), sha256) if path.exists() else {}
+
+
+def parse_sidecar(data: bytes, model: str, sha256: str) -> dict[str, Any]:
+    """The same from the bytes of FILE.json.
+
+    Args:
+        data: UTF-8 JSON.
+        model: path or URL of FILE.onnx, for messages.
+
+    Raises:
+        ValueError: the sidecar is not a JSON object, or it belongs to another file.
+    """
+    path = sidecar_of(model)
     try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        sidecar = json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}): mend it, or remove it and give mean and std") from error
     if not isinstance(sidecar, dict):
         raise ValueError(f'{path}: must hold an object {{"name", "mean", "std"}}, not a {type(sidecar).__name__}')
     if sidecar.get("sha256", sha256) != sha256:
         raise ValueError(
-            f"{path}: describes another file (sha256 {sidecar['sha256']}) than {model_path} ({sha256}): "
+            f"{path}: describes another file (sha256 {sidecar['sha256']}) than {model} ({sha256}): "
             "put the two that belong together side by side"
         )
     return sidecar
+
+
+def sidecar_of(model: str) -> str:
+    """FILE.json beside FILE.onnx, whatever its ending; a path or a URL."""
+    folder, slash, name = model.rpartition("/")
+    return f"{folder}{slash}{Path(name).stem}.json"
 
 
 def write_sidecar(model_path: Path, name: str, mean: Triple, std: Triple, sha256: str) -> None:

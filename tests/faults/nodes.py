@@ -31,8 +31,7 @@ _DETECTION = {
     "RAY_health_check_period_ms": "300",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
-    # a node's agents may be slow to start on a busy machine, which Ray takes for a failure after 15 s
-    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_raylet_start_wait_time_s": str(START_SECONDS),  # on a machine with other things to do
 }
 
 
@@ -52,7 +51,7 @@ class Cluster:
     """The running nodes; ``nodes[0]`` is the head, where the cluster's memory is, and cannot be lost.
 
     Args:
-        dashboard: serve the dashboard, and with it the job API, at ``http``.
+        dashboard: serve Ray's dashboard, and with it the job API, at ``dashboard``.
     """
 
     prefix = _PREFIX
@@ -65,9 +64,11 @@ class Cluster:
         self.nodes: list[Node] = []
         self._started = 0
         self._jobs: list[subprocess.Popen[bytes]] = []
+        self._dashboard = dashboard
         self.ip = f"{self.prefix}1"
         self.address = f"{self.ip}:{self.port(self.ip)}"
-        self.http = f"http://{self.ip}:{self.port(self.ip)}" if dashboard else None
+        self.dashboard = f"http://{self.ip}:{self.port(self.ip)}"
+        self.client = f"ray://{self.ip}:{self.port(self.ip)}"
 
     def add(self, num_cpus: int) -> Node:
         """Start one more node and return when the cluster knows it.
@@ -101,9 +102,9 @@ class Cluster:
     def _command(self, ip: str, num_cpus: int) -> list[str]:
         if ip == self.ip:
             place = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}"]
-            place.append(f"--ray-client-server-port={self.port(ip)}")  # its default would meet another cluster's
-            place += [f"--include-dashboard={str(self.http is not None).lower()}"]
-            place += [f"--dashboard-host={ip}", f"--dashboard-port={self.http.rpartition(':')[2]}"] if self.http else []
+            place.append(f"--ray-client-server-port={self.client.rpartition(':')[2]}")  # its default would meet another cluster's
+            place += [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-host={ip}"]
+            place += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
         else:
             place = [f"--address={self.address}"]
         # with these ports given, the raylet does not wait for its agents to say theirs
@@ -156,7 +157,7 @@ def nodes(
 ) -> Iterator[Cluster]:
     """A cluster with one node per entry, the first of them the head, until the block ends; about 5 seconds a node.
 
-    ``environment`` is added to that of all its processes, the jobs' and workers' included.
+    ``environment`` is added to that of all its processes, the jobs' and workers' included. With ``dashboard`` it takes submitted jobs.
     """
     folder = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))  # sockets live in it, and their paths must stay under 108 bytes
     cluster = Cluster(folder, environment or {}, dashboard=dashboard)

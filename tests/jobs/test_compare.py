@@ -149,6 +149,16 @@ def test_a_secret_seed_is_in_no_record_and_no_command(content: dict[str, Any]) -
     assert "--seed SECRET" in commands(cell)[0]
 
 
+def test_nor_is_the_place_of_a_secret_seed(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "hidden").write_text("s" * 32)
+    reference = f"file:{tmp_path}/hidden"
+    cell = by_name(content, protections=[{"method": "noise", "secret_seed": reference, "strength": 9}])["noise-9"]
+    shown = json.dumps([cell.settings, [trial.settings for trial in cell.trials], commands(cell), cell.protect.output])
+    assert "hidden" not in shown
+    assert cell.protect.secret_seed == reference, "the job itself has it"
+    assert "--secret-seed SECRET" in commands(cell)[0]
+
+
 class Fakes:
     """Small functions in the place of protecting, measuring and training, counted by the files that they leave."""
 

@@ -79,8 +79,8 @@ def test_the_help_and_the_page_teach_every_dial(capsys: pytest.CaptureFixture[st
 
 def test_flags_of_the_command_line_arrive() -> None:
     flags = "--input i --output o --method pixel_dp --strength 2 --options block 8 neighborhood 4"
-    found = parse(ProtectConfig, [*flags.split(), "--seed", str(2**128 - 1)], "facemae protect")
-    assert method_options(found) == {"strength": 2.0, "block": 8, "neighborhood": 4, "seed": 2**128 - 1}
+    found = parse(ProtectConfig, [*flags.split(), "--seed", str(2**94)], "facemae protect")
+    assert method_options(found) == {"strength": 2.0, "block": 8, "neighborhood": 4, "seed": 2**94}
 
 
 def test_mae_refuses_a_run_that_was_trained_with_another_loss(tmp_path: Path) -> None:

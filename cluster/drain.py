@@ -82,7 +82,7 @@ class Head:
                 draining[key.hex()] / 1000 if key.hex() in draining else None,
             )
             for key, info in known.items()
-            if info.state == gcs_pb2.GcsNodeInfo.ALIVE
+            if info.state == gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # made when it is imported
         ]
         return sorted(found, key=lambda node: (not node.is_head, node.ip, node.id))
 
@@ -90,7 +90,7 @@ class Head:
         """Ask for it. Raises DrainError when the head refuses."""
         from ray.core.generated import autoscaler_pb2
 
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
         until = int((time.time() + grace) * 1000)
         message = "facemae: the node is about to be taken away"
         accepted, why = _answered(self.address, lambda: self._gcs.drain_node(node.id, reason, message, until, timeout=RPC_SECONDS))

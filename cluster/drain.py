@@ -61,7 +61,7 @@ class Head:
     """
 
     def __init__(self, address: str) -> None:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 
         self.address = address
         self._gcs: Any = _answered(address, lambda: GcsClient(address=address))

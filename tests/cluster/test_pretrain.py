@@ -101,6 +101,7 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
     assert isinstance(status, TrainingStatus)
     assert status.attempts is not None
     (stopped,) = status.attempts
+    assert stopped.tally is not None
     assert (status.state, stopped.state, stopped.tally.steps, stopped.tally.step) == (State.UNFINISHED, "stopped", 8, status.step)
     assert f"it goes on with the checkpoint of step {status.step}" in status.next
     with pytest.raises(TrainError, match=r"checkpoints of other settings \(rate: 1\.0 there, 0\.5 now\)"):

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from cluster.kubernetes.refusal import explain, line_of
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 TRIES = 5
 PAUSE_SECONDS = 1.0

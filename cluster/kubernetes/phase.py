@@ -70,9 +70,17 @@ def message_of(rayjob: Mapping[str, Any]) -> str:
         return "the job was stopped in Ray"
     if phase is Phase.WAITING and deployment == "Running":
         return "Ray has not started the driver yet"
+    if deployment == "Initializing":
+        return f"{_WAITS[deployment]}{_pods(status.get('rayClusterStatus') or {})}"
     if deployment in _WAITS:
         return _WAITS[deployment]
     return line_of(text)
+
+
+def _pods(cluster: Mapping[str, Any]) -> str:
+    """How many of the workers' pods are there, where the cluster begins with any."""
+    wanted = int(cluster.get("desiredWorkerReplicas") or 0)
+    return f": {int(cluster.get('availableWorkerReplicas') or 0)} of {wanted} pods for workers are there" if wanted else ""
 
 
 def _status(rayjob: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ _DETECTION = {
     "RAY_health_check_period_ms": "300",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_start_wait_time_s": str(START_SECONDS),  # on a machine with other things to do
 }
 
 
@@ -56,9 +57,11 @@ class Cluster:
         self._started = 0
         self._jobs: list[subprocess.Popen[bytes]] = []
         self.address = f"{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
+        self.dashboard = f"http://{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
+        self.client = f"ray://{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
 
-    def add(self, num_cpus: int) -> Node:
-        """Start one more node and return when the cluster knows it.
+    def add(self, num_cpus: int, *, dashboard: bool = False) -> Node:
+        """Start one more node and return when the cluster knows it; the first one with Ray's dashboard, at ``dashboard``, if asked for.
 
         Raises:
             RuntimeError: it did not start; the message holds the end of its log.
@@ -66,8 +69,10 @@ class Cluster:
         self._started += 1
         ip = f"{_PREFIX}{self._started}"
         if self._started == 1:
-            place = ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-            place.append(f"--ray-client-server-port={_free_port(ip)}")  # its default would meet another cluster's
+            place = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}"]
+            place += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-host={ip}"]
+            place += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
+            place.append(f"--ray-client-server-port={self.client.rpartition(':')[2]}")  # its default would meet another cluster's
         else:
             place = [f"--address={self.address}"]
         options = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={_free_port(ip)}"]
@@ -120,16 +125,18 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def nodes(num_cpus: Sequence[int] = (0, 1, 1), environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+def nodes(
+    num_cpus: Sequence[int] = (0, 1, 1), environment: Mapping[str, str] | None = None, *, dashboard: bool = False
+) -> Iterator[Cluster]:
     """A cluster with one node per entry, the first of them the head, until the block ends; about 5 seconds a node.
 
-    ``environment`` is added to that of all its processes, the jobs' and workers' included.
+    ``environment`` is added to that of all its processes, the jobs' and workers' included. With ``dashboard`` it takes submitted jobs.
     """
     folder = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))  # sockets live in it, and their paths must stay under 108 bytes
     cluster = Cluster(folder, environment or {})
     try:
         for count in num_cpus:
-            cluster.add(count)
+            cluster.add(count, dashboard=dashboard)
         yield cluster
     finally:
         cluster.close()

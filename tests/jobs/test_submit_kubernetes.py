@@ -147,3 +147,24 @@ def test_a_refusal_is_one_line_and_nothing_stays(
     assert f"facemae submit: error: {'' if 'may not' in expected else 'http'}" in errors[0]
     assert expected in errors[0]
     assert cluster.objects == {}
+
+
+def test_ctrl_c_ends_the_following_and_not_the_run(
+    submitted: Callable[..., int], cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = submit_follow.Follower._line
+
+    def line(self: submit_follow.Follower, text: str) -> None:
+        following(self, text)
+        raise KeyboardInterrupt  # as Python does on Ctrl-C
+
+    monkeypatch.setattr(submit_follow.Follower, "_line", line)
+    with operating(cluster, Attempt(["shard 1 of 9"], None)):
+        assert submitted() == 130
+        made = cluster.get("rayjobs", NAME)
+        assert made is not None
+        assert "deletionTimestamp" not in made["metadata"]
+    out = capsys.readouterr().out
+    assert "the run run goes on" in out
+    assert f"facemae cancel {NAME} --to kubernetes --namespace facemae" in out
+    assert not any(request.startswith("DELETE") for request in cluster.requests)

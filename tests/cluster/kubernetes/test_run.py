@@ -124,6 +124,7 @@ def test_what_is_no_run_is_refused(cluster: Cluster, manifests: list[dict[str, A
 STATES = [
     ({}, Phase.WAITING, "KubeRay has not taken it up", 1),
     ({"jobDeploymentStatus": "Initializing"}, Phase.WAITING, "machines are being started", 1),
+    ({"jobDeploymentStatus": "Initializing", "rayClusterStatus": {"desiredWorkerReplicas": 8}}, Phase.WAITING, "0 of 8 pods", 1),
     ({"jobDeploymentStatus": "Running"}, Phase.WAITING, "Ray has not started the driver", 1),
     ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "message": "Job is currently running."}, Phase.RUNNING, "Job is", 1),
     ({"jobDeploymentStatus": "Retrying", "failed": 1}, Phase.WAITING, "for the next one", 1),

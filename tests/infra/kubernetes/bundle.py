@@ -80,6 +80,10 @@ def _of_pod(pod: Pod) -> Iterator[tuple[str, str, str, str | None]]:
             if isinstance(source, dict) and not source.get("optional"):
                 items = [item.get("key") for item in source.get("items") or ()] or [None]
                 yield from ((f"{where}.{key}.{field}", kind, str(source.get(field)), item) for item in items)
+        for spot, source in listed(volume.get("projected"), "sources", f"{where}.projected"):
+            for key, kind in (("configMap", "ConfigMap"), ("secret", "Secret")):
+                if isinstance(part := source.get(key), dict) and not part.get("optional"):
+                    yield f"{spot}.{key}.name", kind, str(part.get("name")), None
         if isinstance(claim := volume.get("persistentVolumeClaim"), dict):
             yield f"{where}.persistentVolumeClaim.claimName", "PersistentVolumeClaim", str(claim.get("claimName")), None
 

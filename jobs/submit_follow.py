@@ -69,7 +69,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._told = set[str]()
-        self._seen, self._settled, self._next = 0, 0, ""
+        self._seen, self._first, self._settled, self._next = 0, "", 0, ""
         self._state: RunState | None = None
         self._answered = self._spoke = self._started = self._breath = self.clock()
         self._lost = ""
@@ -77,8 +77,9 @@ class Follower:
     def follow(self) -> Ending:
         """Until the run has ended, or nothing answers any more."""
         try:
+            self._ask()
             while True:
-                reader = _Reader(self.run, self._seen)
+                reader = _Reader(self.run, self._seen, self._first)
                 ending = self._read(reader)
                 if ending is not None:
                     return ending
@@ -142,7 +143,7 @@ class Follower:
             self._tell(f"waiting: {self._state.message or 'it has not begun'} ({minutes} min)")
 
     def _line(self, line: str) -> None:
-        self._seen, self._spoke = self._seen + 1, self.clock()
+        self._first, self._seen, self._spoke = self._first or line, self._seen + 1, self.clock()
         self._answered = self._spoke
         if found := SETTLED.search(line):
             self._settled = int(found["code"])
@@ -189,17 +190,17 @@ def _plain(line: str) -> str:
 
 
 class _Reader:
-    """A run's log on a thread of its own, which may wait for a line for hours.
+    """A run's log on a thread of its own, which may wait for a line for hours; without the lines that were seen, if it begins as they did.
 
     Attributes:
         closed: whether the log has ended or broken off.
         gone: why there is no such run any more.
     """
 
-    def __init__(self, run: SubmittedRun, skip: int) -> None:
+    def __init__(self, run: SubmittedRun, seen: int, first: str) -> None:
         self.closed, self.gone = False, ""
         self._lines = queue.Queue[str | None]()
-        threading.Thread(target=self._read, args=(run, skip), daemon=True).start()
+        threading.Thread(target=self._read, args=(run, seen, first), daemon=True).start()
 
     def next(self, timeout: float) -> str | None:
         """The next line, or None when there is none in time."""
@@ -213,10 +214,11 @@ class _Reader:
         self.closed = line is None
         return line
 
-    def _read(self, run: SubmittedRun, skip: int) -> None:
+    def _read(self, run: SubmittedRun, seen: int, first: str) -> None:
         try:
             for number, line in enumerate(run.log()):
-                if number >= skip:
+                seen = 0 if number == 0 and line != first else seen  # another try's log, whose lines are all new
+                if number >= seen:
                     self._lines.put(line)
         except LookupError as error:
             self.gone = str(error)

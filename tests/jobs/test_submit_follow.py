@@ -106,6 +106,12 @@ def test_a_log_that_breaks_off_is_read_again_without_repeating_a_line() -> None:
     assert ending.code == 0
 
 
+def test_the_log_of_another_attempt_is_shown_from_its_beginning() -> None:
+    run = Run([["1", "2", ConnectionError("reset")], ["attempt 2", "2", "(waits)", "4"]], [*[RUNNING] * 25, SUCCEEDED])
+    _, said = follow(run)
+    assert [line for line in said if not line.startswith("facemae")] == ["1", "2", "attempt 2", "2", "4"]
+
+
 def test_a_log_that_ends_with_the_head_is_no_success() -> None:
     ending, said = follow(Run([["1"]], [RUNNING, GONE]), patience=0.5)
     assert ending.code == 2

@@ -56,7 +56,7 @@ def places(bucket: str, given: Mapping[str, str | None] | None = None) -> dict[s
         found.setdefault(name, f"{root}/{name.lower()}")
     found.setdefault("FOLDER", f"{root}/results")
     found.setdefault("RESULTS", f"{found['FOLDER']}/leakage")
-    for name, default in (("SOURCE", "incoming"), ("RELEASE", "release")):
+    for name, default in (("SOURCE", "incoming"), ("RELEASE", "release"), ("NAMESPACE", "facemae"), ("SERVICEACCOUNT", "facemae")):
         found.setdefault(name, default)
     if not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise PlaceError(f"--bucket {bucket}: 3 to 63 small letters, digits, dots and hyphens, without s3://")

@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test test-all faults fuzz lint bench image image-check lock clean
+.PHONY: help demo test test-all faults fuzz lint bench image image-check manifests lock clean
 
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
 	@echo "make image   the container image (IMAGE=name:tag BASE=image ENGINE=docker)"
 	@echo "make image-check  the image's build steps in a clean environment, without a container engine: 8 GB of downloads"
+	@echo "make manifests  what is rendered of infra/kubernetes, and the quick start in docs/cluster.md"
 	@echo "make lock    resolve the dependencies again into constraints.txt"
 
 $(READY): constraints.txt pyproject.toml
@@ -59,6 +60,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+manifests: $(READY)
+	$(BIN)/python -m infra.kubernetes.render
 
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv

@@ -8,12 +8,13 @@ export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help demo test test-all faults fuzz lint bench image image-check manifests lock clean
+.PHONY: help demo test cluster-test test-all faults fuzz lint bench image image-check manifests lock clean
 
 help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
 	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed, secrets searched (about 35 minutes on 2 cores)"
+	@echo "make cluster-test  many real Ray nodes on this machine: lost, drained, added, slow, cut off; jobs over HTTP, stopped, their head killed"
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
@@ -35,7 +36,7 @@ demo: $(READY)
 
 # two processes, a file in one: most tests wait for a server or for Ray. Those of `make faults` measure time and run alone
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale and not nodes"
 
 # beside the fault suite, the files that have cases too long for `make test`
 LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests/cluster/test_protect.py tests/cluster/test_train.py \
@@ -44,6 +45,9 @@ LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests
     tests/jobs/test_rekey.py tests/jobs/test_repair.py tests/jobs/test_secrets.py
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
+
+cluster-test: $(READY)
+	$(BIN)/python -m pytest tests/nodes -m nodes -v
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

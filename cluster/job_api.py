@@ -140,8 +140,8 @@ class RayJobRun:
                 except Exception as error:  # aiohttp's own, a closed socket, a proxy's answer: in every case the log broke off
                     raise JobApiError(f"{self.address}: the log broke off: {_reason(error)}") from None
                 *lines, rest = _LINE_ENDS.split(rest)
-                yield from (line for line in lines if line)
-            if rest:
+                yield from (line.rstrip() for line in lines if line.strip())
+            if rest.strip():
                 yield rest
         finally:
             with contextlib.suppress(Exception):
@@ -260,7 +260,9 @@ def _no_token(address: str, error: Exception) -> str:
 
 
 def _message(details: JobDetails) -> str:
-    """The first line of Ray's message, without the log that it holds too."""
+    """The first line of Ray's message, without the log that it holds too; a run that runs has none."""
+    if details.status == JobStatus.RUNNING:
+        return ""
     return _one_line((details.message or "").partition(", last available logs")[0].partition("\n")[0])
 
 

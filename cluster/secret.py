@@ -151,8 +151,3 @@ def key_map_of(config: Mapping[str, Any], reference: str | None, where: str) -> 
 def carries_credentials(url: str) -> bool:
     """Whether a URL holds a user or password (``s3://KEY:SECRET@bucket``, ``http://user:password@host``), and must not be repeated."""
     return bool(_CREDENTIALS.match(url))
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text names the place of a secret, ``env:NAME`` or ``file:PATH``, and so may be shown."""
-    return _REFERENCE.fullmatch(text) is not None

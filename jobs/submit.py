@@ -162,8 +162,7 @@ def _follow(config: SubmitConfig, job: InnerJob, submitted: SubmittedRun, where:
     print(f"\nfacemae submit: {ending.message}" + (f"; {ending.advice}" if ending.advice else ""), flush=True)
     if job.root:
         print(f"output:  {job.root}")
-    follow_up = f"{look}, or {stop}" if ending.code == 130 else look
-    return {"exit_code": ending.code, "next": follow_up}
+    return {"exit_code": ending.code, "next": f"{look}, or {stop}" if ending.code == 130 else ending.next or look}
 
 
 def _nodes(config: SubmitConfig) -> Nodes:

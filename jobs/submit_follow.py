@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import sys
@@ -25,7 +26,7 @@ OWN_CODES = frozenset((2, 3, 4, 130, 143))
 """Exit codes of a job of ours (``jobs.command.main_of``)."""
 _EXIT = re.compile(r"exit code:? (-?[0-9]+)")
 _BAR = re.compile(r"[0-9]+%\|")
-_NEXT = re.compile(r"next: +(\S.*)")
+_NEXT = re.compile(r"^next: +(?P<command>\S.*)")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Ending:
         code: of ``facemae submit``: the job's own; 2 failed or lost from sight, 130 no longer followed, 143 stopped.
         message: one line of what happened.
         advice: one line of what to do; empty where the log says it.
+        next: what the job itself said to run next.
     """
 
     code: int
     message: str
     advice: str = ""
+    next: str = ""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._told = set[str]()
-        self._seen, self._settled = 0, 0
+        self._seen, self._first, self._settled, self._next = 0, "", 0, ""
         self._state: RunState | None = None
         self._answered = self._spoke = self._started = self._breath = self.clock()
         self._lost = ""
@@ -74,8 +77,9 @@ class Follower:
     def follow(self) -> Ending:
         """Until the run has ended, or nothing answers any more."""
         try:
+            self._ask()
             while True:
-                reader = _Reader(self.run, self._seen)
+                reader = _Reader(self.run, self._seen, self._first)
                 ending = self._read(reader)
                 if ending is not None:
                     return ending
@@ -139,11 +143,14 @@ class Follower:
             self._tell(f"waiting: {self._state.message or 'it has not begun'} ({minutes} min)")
 
     def _line(self, line: str) -> None:
-        self._seen, self._spoke = self._seen + 1, self.clock()
+        self._first, self._seen, self._spoke = self._first or line, self._seen + 1, self.clock()
         self._answered = self._spoke
         if found := SETTLED.search(line):
             self._settled = int(found["code"])
-        self.say(line)
+        if found := _NEXT.search(line):
+            self._next = found["command"]  # said at the very end, as a job does that runs here
+            return
+        self.say(_plain(line))
 
     def _tell(self, text: str) -> None:
         self.say(f"facemae submit: {text}")
@@ -154,30 +161,46 @@ class Follower:
             return Ending(143, f"{self.run.name} was stopped after {minutes}: what is committed stays", "submit it again to go on")
         if state.phase is Phase.SUCCEEDED:
             if self._settled:
-                return Ending(self._settled, f"{self.run.name} ended after {minutes} with exit code {self._settled}: see above")
-            return Ending(0, f"{self.run.name} succeeded after {minutes}")
+                return Ending(
+                    self._settled, f"{self.run.name} ended after {minutes} with exit code {self._settled}: see above", "", self._next
+                )
+            return Ending(0, f"{self.run.name} succeeded after {minutes}", "", self._next)
         found = _EXIT.search(state.message)
         code = int(found[1]) if found else None
         if code in OWN_CODES - {2}:
-            return Ending(code or 2, f"{self.run.name} ended after {minutes} with exit code {code}: see above")
+            return Ending(code or 2, f"{self.run.name} ended after {minutes} with exit code {code}: see above", "", self._next)
         failed = f"{self.run.name} failed after {minutes}: {state.message or 'no reason is given'}"
         if code in (1, 2):  # the job said itself what is wrong: trying the same again would end the same
             return Ending(2, failed, f"the reason is in the log above; {self.again} says what is done")
         return Ending(2, failed, "what is committed stays: submit it again to go on")
 
 
+def _plain(line: str) -> str:
+    """A line of a JSON log (FACEMAE_LOG=json) as a person reads it; every other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(record, dict) or not {"level", "message"} <= set(record):
+        return line
+    shard = f" (shard {record['shard']})" if record.get("shard") else ""
+    return f"{str(record.get('time', ''))[11:19]} {record['level']}: {record['message']}{shard}".lstrip()
+
+
 class _Reader:
-    """A run's log on a thread of its own, which may wait for a line for hours.
+    """A run's log on a thread of its own, which may wait for a line for hours; without the lines that were seen, if it begins as they did.
 
     Attributes:
         closed: whether the log has ended or broken off.
         gone: why there is no such run any more.
     """
 
-    def __init__(self, run: SubmittedRun, skip: int) -> None:
+    def __init__(self, run: SubmittedRun, seen: int, first: str) -> None:
         self.closed, self.gone = False, ""
         self._lines = queue.Queue[str | None]()
-        threading.Thread(target=self._read, args=(run, skip), daemon=True).start()
+        threading.Thread(target=self._read, args=(run, seen, first), daemon=True).start()
 
     def next(self, timeout: float) -> str | None:
         """The next line, or None when there is none in time."""
@@ -191,10 +214,11 @@ class _Reader:
         self.closed = line is None
         return line
 
-    def _read(self, run: SubmittedRun, skip: int) -> None:
+    def _read(self, run: SubmittedRun, seen: int, first: str) -> None:
         try:
             for number, line in enumerate(run.log()):
-                if number >= skip:
+                seen = 0 if number == 0 and line != first else seen  # another try's log, whose lines are all new
+                if number >= seen:
                     self._lines.put(line)
         except LookupError as error:
             self.gone = str(error)

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from cluster.kubernetes.nodes import Nodes
-from cluster.secret import carries_credentials, is_reference
+from cluster.secret import SecretError, carries_credentials, require_reference
 from jobs.command import Config, UsageError, from_mapping, load_mapping
 from jobs.embed import EmbedConfig
 
@@ -86,11 +86,11 @@ def require_no_secrets(content: Mapping[str, Any], where: str) -> None:
                 f"{where}: {field} holds a user or password (it is not repeated here), and a submitted file can be read by others: "
                 "leave it out, credentials come from the environment there"
             )
-        if SECRETS.search(last) and value is not None and not (isinstance(value, str) and is_reference(value)):
-            raise UsageError(
-                f"{where}: {field} must name the place of the secret, env:NAME or file:PATH, and what was given is neither (it is not "
-                "repeated here): a submitted file can be read by others"
-            )
+        if SECRETS.search(last) and value is not None:
+            try:
+                require_reference(str(value), f"{where}: {field}: a secret")
+            except SecretError as error:
+                raise UsageError(f"{error}, and a submitted file can be read by others") from None
         if last == "seed" and isinstance(value, int) and abs(value) >= LARGEST_SEED:
             raise UsageError(
                 f"{where}: {field} has more than 64 bits, so it was made to be secret (it is not repeated here), and a submitted file can "

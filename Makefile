@@ -14,7 +14,7 @@ help:
 	@echo "make demo    the whole pipeline on synthetic faces, with its own S3 server and Ray (about 6 minutes on 2 cores)"
 	@echo "make test    every test that needs neither a GPU nor much time"
 	@echo "make faults  the fault suite at full length: workers, nodes, drivers and servers killed, secrets searched (about 35 minutes on 2 cores)"
-	@echo "make cluster-test  real Ray nodes: jobs submitted over HTTP, stopped, their head killed"
+	@echo "make cluster-test  many real Ray nodes on this machine: lost, drained, added, slow, cut off; jobs over HTTP, stopped, their head killed"
 	@echo "make fuzz    100,000 broken files through every reader (FUZZ='--cases N --seed S' for others)"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the benchmarks, side by side with their peers, into benchmarks/out"
@@ -44,10 +44,10 @@ LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests
     tests/facemae/recognizer/test_export_onnx.py tests/jobs/test_compare.py tests/jobs/test_leakage_job.py \
     tests/jobs/test_rekey.py tests/jobs/test_repair.py tests/jobs/test_secrets.py
 faults: $(READY)
-	$(BIN)/python -m pytest tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
+	$(BIN)/python -m pytest -m "not scale" tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
 
 cluster-test: $(READY)
-	$(BIN)/python -m pytest tests/nodes -m nodes
+	$(BIN)/python -m pytest tests/nodes -m nodes -v
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -22,6 +22,8 @@ from pathlib import Path
 import psutil
 
 START_SECONDS = 120
+START_TRIES = 3
+"""Ray gives a node that is slow to start up after 30 s, as on a machine that is busy otherwise."""
 _PREFIX = "127.0.77."
 _DETECTION = {
     # the death of a node is noticed after a second, not after half a minute: the tests wait for it
@@ -46,9 +48,15 @@ class Node:
 
 
 class Cluster:
-    """The running nodes; ``nodes[0]`` is the head, where the cluster's memory is, and cannot be lost."""
+    """The running nodes; ``nodes[0]`` is the head, where the cluster's memory is, and cannot be lost.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    Args:
+        dashboard: serve Ray's dashboard, and with it the job API, at ``dashboard``.
+    """
+
+    prefix = _PREFIX
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], *, dashboard: bool = False) -> None:
         self.folder = folder
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -56,39 +64,54 @@ class Cluster:
         self.nodes: list[Node] = []
         self._started = 0
         self._jobs: list[subprocess.Popen[bytes]] = []
-        self.address = f"{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
-        self.dashboard = f"http://{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
-        self.client = f"ray://{_PREFIX}1:{_free_port(f'{_PREFIX}1')}"
+        self._dashboard = dashboard
+        self.ip = f"{self.prefix}1"
+        self.address = f"{self.ip}:{self.port(self.ip)}"
+        self.dashboard = f"http://{self.ip}:{self.port(self.ip)}"
+        self.client = f"ray://{self.ip}:{self.port(self.ip)}"
 
-    def add(self, num_cpus: int, *, dashboard: bool = False) -> Node:
-        """Start one more node and return when the cluster knows it; the first one with Ray's dashboard, at ``dashboard``, if asked for.
+    def add(self, num_cpus: int) -> Node:
+        """Start one more node and return when the cluster knows it.
 
         Raises:
             RuntimeError: it did not start; the message holds the end of its log.
         """
         self._started += 1
-        ip = f"{_PREFIX}{self._started}"
-        if self._started == 1:
+        ip = f"{self.prefix}{self._started}"
+        log = self.folder / f"node-{ip}.log"
+        for _ in range(START_TRIES):
+            with log.open("wb") as output:
+                command = [*self.enter(ip), *self._command(ip, num_cpus)]
+                process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+            node = Node(ip, process)
+            self.nodes.append(node)
+            if _await_start(process, log):
+                return node
+            self.nodes.remove(node)
+            node.kill()
+        raise RuntimeError(f"the Ray node {ip} did not start:\n{log.read_text()[-3000:]}")
+
+    def enter(self, ip: str) -> list[str]:
+        """What comes before a command that is to run on a node."""
+        return []
+
+    def port(self, ip: str) -> int:
+        """A free port of a node."""
+        return _free_port(ip)
+
+    def _command(self, ip: str, num_cpus: int) -> list[str]:
+        if ip == self.ip:
             place = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}"]
-            place += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-host={ip}"]
-            place += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
             place.append(f"--ray-client-server-port={self.client.rpartition(':')[2]}")  # its default would meet another cluster's
+            place += [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-host={ip}"]
+            place += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
         else:
             place = [f"--address={self.address}"]
-        options = ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={_free_port(ip)}"]
+        # with these ports given, the raylet does not wait for its agents to say theirs
+        told = ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export", "runtime-env-agent")
+        options = ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}-port={self.port(ip)}" for name in told)]
         options += ["--object-store-memory=80000000", "--disable-usage-stats", f"--num-cpus={num_cpus}", f"--node-ip-address={ip}"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, *options]
-        log = self.folder / f"node-{ip}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
-        node = Node(ip, process)
-        self.nodes.append(node)
-        deadline = time.monotonic() + START_SECONDS
-        while b"Ray runtime started" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the Ray node {ip} did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.1)
-        return node
+        return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, *options]
 
     def kill(self, node: Node) -> list[int]:
         """Lose a node. Returns the pids that were killed.
@@ -103,7 +126,11 @@ class Cluster:
 
     def run_job(self, job: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start ``facemae JOB ARGUMENTS`` on the cluster; its output goes to ``job-N.log`` (``log_of``). Killed at the end of the block."""
-        command = [sys.executable, "-m", "jobs", job, *arguments, "--address", self.address]
+        return self.run(["-m", "jobs", job, *arguments, "--address", self.address], environment)
+
+    def run(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start ``python ARGUMENTS`` on the head, likewise."""
+        command = [*self.enter(self.ip), sys.executable, *arguments]
         with self._job_log(len(self._jobs)).open("wb") as output:
             process = subprocess.Popen(command, env={**self.environment, **(environment or {})}, stdout=output, stderr=output)
         self._jobs.append(process)
@@ -133,14 +160,24 @@ def nodes(
     ``environment`` is added to that of all its processes, the jobs' and workers' included. With ``dashboard`` it takes submitted jobs.
     """
     folder = Path(tempfile.mkdtemp(prefix="fm-", dir="/tmp"))  # sockets live in it, and their paths must stay under 108 bytes
-    cluster = Cluster(folder, environment or {})
+    cluster = Cluster(folder, environment or {}, dashboard=dashboard)
     try:
         for count in num_cpus:
-            cluster.add(count, dashboard=dashboard)
+            cluster.add(count)
         yield cluster
     finally:
         cluster.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await_start(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until a node says that it runs; False where it ended before or START_SECONDS are over."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if b"Ray runtime started" in log.read_bytes():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> list[int]:

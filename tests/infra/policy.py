@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from infra.s3.render import PREFIXES, ROLES, TRUST, fill
+
+__all__ = ["FOLDER", "PLACES", "ROLES", "Access", "accesses", "allows", "denies", "filled_in"]
+
 FOLDER = Path(__file__).parents[2] / "infra" / "s3"
-ROLES = ("ingest", "trainer", "protector", "measurer", "repairer", "auditor", "cleaner", "publisher", "reader")
-_PREFIXES = ("SOURCE", "TRAINING", "ORIGINAL", "PROTECTED", "REPAIRED", "RUN", "RESULTS", "RELEASE")
-PLACES = {name: name.lower() for name in _PREFIXES} | {"BUCKET": "faces"}
-OPERATORS = {"StringEquals": False, "StringLike": True}
+PLACES = {name: name.lower() for name in (*PREFIXES, *TRUST)} | {"BUCKET": "faces"}
+_MATCHES: dict[str, Callable[[str, str], bool]] = {
+    "StringEquals": lambda pattern, value: pattern == value,
+    "StringLike": lambda pattern, value: _like(pattern, value),
+    "ArnNotLike": lambda pattern, value: not _like(pattern, value),
+    "Bool": lambda pattern, value: pattern == value,
+    "NumericLessThan": lambda pattern, value: float(value) < float(pattern),
+}
 
 
 @dataclass(frozen=True)
@@ -27,31 +34,38 @@ class Access:
 
 
 def filled_in(name: str, places: Mapping[str, str] = PLACES) -> Any:
-    """A file of infra/s3 with its placeholders replaced, as docs/storage.md does with sed."""
-    text = (FOLDER / f"{name}.json").read_text()
-    for place, value in places.items():
-        text = re.sub(rf"\b{place}\b", value, text)
-    return json.loads(text)
+    """A file of infra/s3 with its placeholders replaced."""
+    return fill(name, places)
 
 
-def allows(policy: Mapping[str, Any], access: Access) -> bool:
-    """IAM's rule: an explicit Deny counts most, then an Allow; without either it is denied."""
-    effects = {statement["Effect"] for statement in policy["Statement"] if _applies(statement, access)}
+def allows(policy: Mapping[str, Any], access: Access, principal: str = "") -> bool:
+    """IAM's rule: an explicit Deny counts most, then an Allow; without either it is denied. ``principal``: who asks a bucket's policy."""
+    effects = {statement["Effect"] for statement in policy["Statement"] if _applies(statement, access, principal)}
     return "Deny" not in effects and "Allow" in effects
 
 
-def _applies(statement: Mapping[str, Any], access: Access) -> bool:
-    unknown = set(statement) - {"Sid", "Effect", "Action", "Resource", "Condition"}
+def denies(policy: Mapping[str, Any], access: Access, principal: str = "") -> bool:
+    """Whether a policy forbids what another one may allow."""
+    return any(statement["Effect"] == "Deny" and _applies(statement, access, principal) for statement in policy["Statement"])
+
+
+def _applies(statement: Mapping[str, Any], access: Access, principal: str) -> bool:
+    unknown = set(statement) - {"Sid", "Effect", "Action", "Resource", "Condition", "Principal"}
     assert not unknown, f"this evaluator does not know {unknown}"
+    asked = statement.get("Principal", "*")
+    if asked != "*" and principal not in _listed(asked["AWS"]):
+        return False
     if not any(_like(pattern.lower(), access.action.lower()) for pattern in _listed(statement["Action"])):
         return False
     if not any(_like(pattern, access.resource) for pattern in _listed(statement["Resource"])):
         return False
     for operator, wanted in statement.get("Condition", {}).items():
         for key, patterns in wanted.items():
-            value = access.context.get(key)  # a key that the request does not have fits nothing
-            matches = _like if OPERATORS[operator] else str.__eq__
-            if value is None or not any(matches(pattern, value) for pattern in _listed(patterns)):
+            value = access.context.get(key)
+            if value is None:  # a key that the request does not have fits nothing, and so every "not"
+                if "Not" not in operator:
+                    return False
+            elif not any(_MATCHES[operator](pattern, value) for pattern in _listed(patterns)):
                 return False
     return True
 

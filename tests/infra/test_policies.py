@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from typing import Any
 
 import boto3
@@ -73,6 +72,14 @@ def forbidden() -> dict[str, list[Access]]:
         + these(get, "original/quarantine/x", "run/checkpoints/x", "source/x.jpg", embeddings[2], "training/shards/x.tar")
         + these(put, *(f"protected/{key}" for key in COMMITS), "results/leakage.json", embeddings[1], weights),
         "auditor": write_nothing + these(get, weights, "source/x.jpg", "original/attempts/00001.json"),
+        "watcher": write_nothing
+        + these(
+            get, *(f"{root}/{key}" for root in SETS for key in LOST), *embeddings, weights, "run/checkpoints/x.safetensors", "source/x.jpg"
+        )
+        + these(get, "results/r/s/shards/x.parquet", "recognizers/x.onnx"),
+        "pipeline": these(drop, *(f"root/{root}/{key}" for root in SETS for key in COMMITS), "root/run/weights/x", "folder/leakage.json")
+        + these(put, "source/x.jpg", "recognizers/x.onnx", "release/dataset.json")
+        + these(drop, "source/x.jpg", "recognizers/x.onnx"),
         "cleaner": these(put, *every_root) + these(drop, "run/checkpoints/x", "results/x", "source/x.jpg"),
         "publisher": these(get, *originals, *embeddings, "protected/attempts/1.json") + these(put, "protected/shards/x.tar", *embeddings),
         "reader": write_nothing + these(get, *originals, *embeddings, "protected/dataset.json", "run/run.json", "results/leakage.json"),
@@ -103,25 +110,19 @@ def test_only_protect_and_the_gate_write_what_says_that_a_set_is_released() -> N
     assert writers == {"protector", "measurer"}
 
 
-@pytest.mark.parametrize("name", [*ROLES, "lifecycle"])
-def test_the_documented_command_fills_a_file_in(name: str) -> None:
-    text = (FOLDER.parents[1] / "docs" / "storage.md").read_text()
-    command = text[text.index("    fill() {") : text.index("; }", text.index("    fill() {")) + 3]
-    printed = subprocess.run(
-        ["bash", "-c", f"{command}\nfill {name}"], cwd=FOLDER.parents[1], capture_output=True, text=True, check=True
-    ).stdout
-    values = {"BUCKET": "my-bucket", "SOURCE": "incoming", "RELEASE": "release"}
-    values |= {place: f"faces/{place.lower()}" for place in PLACES if place not in values}
-    assert json.loads(printed) == filled_in(name, values)
-
-
 def test_only_the_cleaner_and_losers_of_a_commit_delete() -> None:
     for role in ROLES:
         policy = filled_in(role)
         deletable = {r.rpartition("faces/")[2] for s in policy["Statement"] if "s3:DeleteObject" in s["Action"] for r in s["Resource"]}
-        assert bool(deletable) is (role not in ("auditor", "publisher", "reader"))
-        own = {"cleaner": "attempts/*", "trainer": "checkpoints/*", "measurer": ".cells-*/*"}  # the last: an index's intermediate set
-        allowed = ("shards/*", "quarantine/*", ".probe-*", own.get(role, ".probe-*"))
+        assert bool(deletable) is (role not in ("auditor", "watcher", "publisher", "reader"))
+        # the measurer's: an index's intermediate set
+        own = {
+            "cleaner": ["attempts/*"],
+            "trainer": ["checkpoints/*"],
+            "measurer": [".cells-*/*"],
+            "pipeline": ["checkpoints/*", ".cells-*/*"],
+        }
+        allowed = ("shards/*", "quarantine/*", ".probe-*", *own.get(role, []))
         assert all(resource.endswith(allowed) for resource in deletable), role
 
 

@@ -126,7 +126,10 @@ def _identities(keys: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
 
 
 def _all_jobs(run: WholeRun) -> None:
-    recognizer = str(write_recognizer(run.folder / "alpha.onnx", 0))
+    file = write_recognizer(run.folder / "alpha.onnx", 0)
+    for part in (file, file.with_suffix(".json")):
+        run.client().put_object(Bucket="faces", Key=f"recognizers/{part.name}", Body=part.read_bytes())
+    recognizer = f"{BUCKET}/recognizers/{file.name}"
     (run.folder / "secret").write_text(run.rekey_secret)
     _upload_source(run)
     by_env: dict[str, Any] = {"REKEY_SECRET": run.rekey_secret}

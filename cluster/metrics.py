@@ -126,8 +126,11 @@ class Recorder:
 
     def _refresh(self) -> None:
         while not self._ended.wait(REFRESH_SECONDS):
-            for name, value in list(self._gauges):
-                self._tell(name, value)
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        for name, value in list(self._gauges):
+            self._tell(name, value)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -136,6 +139,7 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
+        self._tell_all()  # the last word: the thread may have been about to tell what it read before
 
 
 class StageMetrics(Watcher):

@@ -20,6 +20,9 @@ from jobs.command import Config, UsageError, main_of
 QUIET_SECONDS = 60.0
 """A folder of several sets is watched for so long after nobody is at work on any: a pipeline's next step may begin."""
 
+LAZINESS = 4.0
+"""How many times as long as a look takes the next one is waited for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(Config):
@@ -38,7 +41,7 @@ class StatusConfig(Config):
     watch: bool = False
     """Look again and again until it is complete or nobody is at work on it any more."""
     interval: float = 5.0
-    """Seconds between two looks; a driver writes its record anew every 5 seconds."""
+    """Seconds between two looks, at least four times what a look takes; a driver writes its record anew every 5 seconds."""
     json: bool = False
     """Print one JSON object (with --watch one a line, whenever something changed) in place of text."""
 
@@ -80,6 +83,7 @@ def _watched(watch: Watch, config: StatusConfig) -> Status:
     screen, quiet = _Screen(config.json), 0.0
     status: Status | None = None
     while True:
+        started = time.monotonic()
         try:
             status = watch.look()
             screen.show(status)
@@ -93,7 +97,7 @@ def _watched(watch: Watch, config: StatusConfig) -> Status:
             quiet += config.interval
         else:
             quiet = 0.0
-        time.sleep(config.interval)
+        time.sleep(max(config.interval, LAZINESS * (time.monotonic() - started)))  # a large set is not listed all the time
 
 
 class _Screen:

@@ -20,9 +20,9 @@ ROLES = (
     *("ingest", "trainer", "protector", "measurer", "repairer", "auditor", "watcher", "cleaner", "publisher", "reader"),
     "pipeline",
 )
-INSIDE = ("TRAINING", "ORIGINAL", "PROTECTED", "REPAIRED", "RUN")
-"""Prefixes that lie below ROOT unless they are given."""
-PREFIXES = ("SOURCE", "RECOGNIZERS", "ROOT", "FOLDER", *INSIDE, "RESULTS", "RELEASE")
+INSIDE = ("TRAINING", "ORIGINAL", "PROTECTED", "REPAIRED", "RUN", "RECOGNIZERS")
+"""Prefixes that lie below ROOT unless they are given, as FOLDER does under the name of results."""
+PREFIXES = ("SOURCE", "ROOT", *INSIDE, "FOLDER", "RESULTS", "RELEASE")
 TRUST = ("ACCOUNT", "ISSUER", "NAMESPACE", "SERVICEACCOUNT", "OWNER")
 PLACEHOLDER = re.compile(rf"\b({'|'.join(('BUCKET', *PREFIXES, *TRUST))})\b")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -51,12 +51,12 @@ def places(bucket: str, given: Mapping[str, str | None] | None = None) -> dict[s
         PlaceError: a wrong value, or two prefixes of which one lies in the other, so that a policy for one would reach the other.
     """
     found = {name: value for name, value in (given or {}).items() if value is not None}
-    root = found.setdefault("ROOT", "faces")
+    root = found.setdefault("ROOT", "facemae")
     for name in INSIDE:
         found.setdefault(name, f"{root}/{name.lower()}")
-    found.setdefault("FOLDER", f"{root}-results")
+    found.setdefault("FOLDER", f"{root}/results")
     found.setdefault("RESULTS", f"{found['FOLDER']}/leakage")
-    for name, default in (("SOURCE", "incoming"), ("RECOGNIZERS", "recognizers"), ("RELEASE", "release")):
+    for name, default in (("SOURCE", "incoming"), ("RELEASE", "release"), ("NAMESPACE", "facemae"), ("SERVICEACCOUNT", "facemae")):
         found.setdefault(name, default)
     if not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise PlaceError(f"--bucket {bucket}: 3 to 63 small letters, digits, dots and hyphens, without s3://")
@@ -76,7 +76,7 @@ def _require_apart(found: Mapping[str, str]) -> None:
     """Refuse prefixes of which one lies in another, but for those of a pipeline below its root and folder."""
     for outer in PREFIXES:
         for inner in PREFIXES:
-            expected = (outer == "ROOT" and inner in INSIDE) or (outer == "FOLDER" and inner == "RESULTS")
+            expected = (outer == "ROOT" and inner in (*INSIDE, "FOLDER", "RESULTS")) or (outer == "FOLDER" and inner == "RESULTS")
             if outer != inner and not expected and f"{found[inner]}/".startswith(f"{found[outer]}/"):
                 raise PlaceError(
                     f"{_flag(inner)} {found[inner]} lies in {_flag(outer)} {found[outer]}: who may read or write that would reach it; "
@@ -186,8 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("kind", choices=["aws", "seaweedfs", "ceph"])
     parser.add_argument("--bucket", required=True)
     parser.add_argument("--output", required=True, help="folder for what is written; with seaweedfs it holds keys, mode 600")
+    defaults = places("any-bucket")
     for name in PREFIXES:
-        parser.add_argument(_flag(name), help="a prefix" + (" (ROOT/" + name.lower() + ")" if name in INSIDE else ""))
+        parser.add_argument(_flag(name), help=f"a prefix, by default {defaults[name]}")
     for name in TRUST:
         parser.add_argument(_flag(name), help=f"aws: {_PLAIN[name][1]}")
     parser.add_argument("--without", action="append", default=[], choices=["trust-irsa", "bucket"], help="aws: leave this file out")

@@ -20,6 +20,7 @@ from cluster.dataset import Dataset
 from cluster.pretrain import pretrain_alone
 from cluster.pretrain_job import PretrainJob, PretrainRecipe, count_classes, plan_pretraining
 from cluster.scheduler import Interrupted
+from cluster.status import State, TrainingStatus, Watch
 from cluster.store import open_store
 from cluster.stream import Stream
 from cluster.train import train
@@ -96,6 +97,13 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
     with pytest.raises(Interrupted, match=r"stopped at step [3-7] of 8"):
         train(plan(data, s3_root, workers=2, stage=2, checkpoint_every=2, max_failures=2))
     assert [kill.what for kill in killer.kills] == ["worker", "stop"]
+    (status,) = Watch(s3_root).look().parts
+    assert isinstance(status, TrainingStatus)
+    assert status.attempts is not None
+    (stopped,) = status.attempts
+    assert stopped.tally is not None
+    assert (status.state, stopped.state, stopped.tally.steps, stopped.tally.step) == (State.UNFINISHED, "stopped", 8, status.step)
+    assert f"it goes on with the checkpoint of step {status.step}" in status.next
     with pytest.raises(TrainError, match=r"checkpoints of other settings \(rate: 1\.0 there, 0\.5 now\)"):
         train(plan(data, s3_root, recipe={"rate": 0.5}))
     job = plan(data, s3_root)
@@ -111,6 +119,11 @@ def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_s
     assert found.ok, found.problems
     assert found.keys is not None
     assert (found.keys.steps, found.keys.samples) == (8, 120)
+    (status,) = Watch(s3_root).look().parts
+    assert isinstance(status, TrainingStatus)
+    assert (status.state, status.step, status.samples, status.checkpoint) == (State.COMPLETE, 8, 120, 8)
+    assert [attempt.state for attempt in status.attempts or ()] == ["stopped", "ended"]
+    assert status.metrics == result["metrics"]
 
 
 def test_one_process_leaves_a_recognizer_in_every_form(ray_session: None, data: Dataset, tmp_path: Path):

@@ -31,7 +31,8 @@ __all__ = ["Launch", "entrypoint", "manifests", "to_yaml"]
 RAY_VERSION = "2.60.0"
 CONFIG_FILE = "job.yaml"
 IDLE_SECONDS = 300  # a step's end must not cost the next one its pods
-STOP_SECONDS = 60  # a cancelled driver's time to let its workers hand back; a worker pod's from the end of its drain until it is killed
+CANCEL_SECONDS = 300  # a cancelled driver's time to let its workers finish what is in their hands
+STOP_SECONDS = 60  # from the end of a worker pod's drain until it is killed
 _STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 _TOKEN = "api-token"
 
@@ -106,7 +107,7 @@ def _head(launch: Launch) -> HeadGroupSpec:
         image=launch.image,
         image_pull_policy="IfNotPresent",
         ports=[client.V1ContainerPort(name=name, container_port=port) for name, port in ports.items()],
-        env=pod.environment({"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **_environment(launch, gpus=0)}),
+        env=pod.environment({"RAY_JOB_STOP_WAIT_TIME_S": str(CANCEL_SECONDS), **_environment(launch, gpus=0)}),
         env_from=pod.from_secrets(launch.secrets),
         resources=pod.resources(nodes.head_cpus, nodes.head_memory_gib, scratch_gib=nodes.head_scratch_gib),
         security_context=pod.security(),

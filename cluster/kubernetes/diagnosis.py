@@ -6,13 +6,12 @@ theirs; no cluster ever said them to this code.
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.kubernetes.pod_trouble import pod_troubles
-from cluster.kubernetes.refusal import INSTALL_KUBERAY, explain_forbidden, line_of
+from cluster.kubernetes.refusal import INSTALL_KUBERAY, explain_forbidden, line_of, seconds_of
 from cluster.kubernetes.scheduling import scheduling_troubles
 
 Object = Mapping[str, Any]
@@ -43,7 +42,7 @@ def findings(rayjob: Object, pods: Sequence[Object], events: Sequence[Object], n
     """
     mine = [event for event in events if _concerns(event, rayjob, pods) and now - event_seconds(event) < EVENT_SECONDS]
     counted: dict[str, list[str]] = {}
-    for text, name in (*_of_rayjob(rayjob, now), *_of_pods(pods, mine), *_of_events(mine), *_of_conditions(rayjob)):
+    for text, name in (*_of_rayjob(rayjob, now), *_of_pods(pods, mine, now), *_of_events(mine), *_of_conditions(rayjob)):
         names = counted.setdefault(text, [])
         if name and name not in names:
             names.append(name)
@@ -54,11 +53,6 @@ def event_seconds(event: Object) -> float:
     """When an event was last seen, in seconds since 1970; 0 where it does not say."""
     stamp = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
     return seconds_of(stamp or (event.get("metadata") or {}).get("creationTimestamp"))
-
-
-def seconds_of(stamp: str | None) -> float:
-    """A time stamp of the API server in seconds since 1970; 0 for none."""
-    return datetime.datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
 
 
 def _line(text: str, names: Sequence[str]) -> str:
@@ -106,11 +100,11 @@ def _of_rayjob(rayjob: Object, now: float) -> Iterator[tuple[str, str]]:
         yield reason, ""
 
 
-def _of_pods(pods: Sequence[Object], events: Sequence[Object]) -> Iterator[tuple[str, str]]:
+def _of_pods(pods: Sequence[Object], events: Sequence[Object], now: float) -> Iterator[tuple[str, str]]:
     for pod in pods:
         name = pod["metadata"]["name"]
         about = [event for event in events if (event.get("involvedObject") or {}).get("name") == name]
-        for text in (*pod_troubles(pod, about), *scheduling_troubles(pod, about)):
+        for text in (*pod_troubles(pod, about, now), *scheduling_troubles(pod, about)):
             yield text, name
 
 

@@ -131,6 +131,12 @@ def drain_hook(seconds: int) -> client.V1Lifecycle:
     return client.V1Lifecycle(pre_stop=client.V1LifecycleHandler(_exec=action))
 
 
+def driver_hook(seconds: int) -> client.V1Lifecycle:
+    """Before the head's pod is stopped, the driver ends: Ray sent it SIGTERM already, when the run was cancelled."""
+    action = client.V1ExecAction(command=["python", "-m", "cluster.driver_end", "--grace", str(seconds)])
+    return client.V1Lifecycle(pre_stop=client.V1LifecycleHandler(_exec=action))
+
+
 def spread(pod_labels: Mapping[str, str], *, zones: bool) -> list[client.V1TopologySpreadConstraint]:
     """Pods go to many machines, and to many zones where a zone may lose its machines at once; a wish, never a reason to wait."""
     keys = ["kubernetes.io/hostname", *(["topology.kubernetes.io/zone"] if zones else [])]

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cluster.kubernetes.refusal import line_of
+from cluster.kubernetes.refusal import line_of, seconds_of
 
 Object = Mapping[str, Any]
 
+SLOW_SECONDS = 240.0
+"""After which a container of Ray's that is not ready is a trouble."""
 _PULL = ("ErrImagePull", "ImagePullBackOff")
 _START = ("RunContainerError", "StartError", "ContainerCannotRun", "CreateContainerError")
 _DENIED = re.compile(r"(?i)unauthorized|authorization failed|access denied|no basic auth|forbidden|denied|may require authorization")
@@ -27,8 +29,8 @@ _LOST = {
 _HANDED_OUT = "a worker's shards are handed out again, a head's loss makes a new attempt: nothing to do unless it goes on"
 
 
-def pod_troubles(pod: Object, events: Sequence[Object]) -> Iterator[str]:
-    """Lines about one pod; ``events`` are those of this pod."""
+def pod_troubles(pod: Object, events: Sequence[Object], now: float) -> Iterator[str]:
+    """Lines about one pod; ``events`` are those of this pod, ``now`` is in seconds since 1970."""
     status, name = pod.get("status") or {}, pod["metadata"]["name"]
     namespace = pod["metadata"].get("namespace", "")
     ray_node = bool((pod["metadata"].get("labels") or {}).get("ray.io/cluster"))
@@ -48,8 +50,20 @@ def pod_troubles(pod: Object, events: Sequence[Object]) -> Iterator[str]:
             yield f"the container {container.get('name')} was killed for want of memory (OOMKilled): a larger --preset, or smaller batches"
         elif waiting.get("reason") == "CrashLoopBackOff" or (ray_node and ended.get("exitCode") and status.get("reason") != "Evicted"):
             yield f"the container {container.get('name')} ended with exit code {ended.get('exitCode', '?')}; see why with: {look}"
+        elif ray_node and (running := state.get("running")) and now - seconds_of(running.get("startedAt")) > SLOW_SECONDS:
+            yield from _slow(container, events)
     if status.get("phase") == "Pending":
         yield from _mounts(events)
+
+
+def _slow(container: Object, events: Sequence[Object]) -> Iterator[str]:
+    """A container of Ray's that runs for long and is not ready."""
+    if container.get("name") == "wait-gcs-ready":
+        yield "the worker does not reach the head's port 6379: a NetworkPolicy lets it not, or the head does not start"
+    elif not container.get("ready", True):
+        why = [line_of(event.get("message")) for event in events if event.get("reason") == "Unhealthy"]
+        if why:
+            yield f"the container {container.get('name')} runs and is not ready: {why[-1]}"
 
 
 def _lost(status: Object) -> Iterator[str]:

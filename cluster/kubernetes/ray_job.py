@@ -31,8 +31,7 @@ __all__ = ["Launch", "entrypoint", "manifests", "to_yaml"]
 RAY_VERSION = "2.60.0"
 CONFIG_FILE = "job.yaml"
 IDLE_SECONDS = 300  # a step's end must not cost the next one its pods
-CANCEL_SECONDS = 300  # a cancelled driver's time to let its workers finish what is in their hands
-STOP_SECONDS = 60  # from the end of a worker pod's drain until it is killed
+STOP_SECONDS = 60  # from the end of a worker pod's drain, or of the driver, until the pod is killed
 _STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 _TOKEN = "api-token"
 
@@ -96,6 +95,7 @@ def _fault_tolerance(launch: Launch) -> GcsFaultToleranceOptions | None:
 def _head(launch: Launch) -> HeadGroupSpec:
     """The head: GCS, dashboard, autoscaler and the driver. No CPU of it is Ray's, so that no worker is put there."""
     nodes = launch.nodes
+    stop = max(group.drain_seconds for group in nodes.groups)  # a cancelled driver waits until its workers have handed back
     volumes, mounts = pod.ray_volumes(nodes.head_memory_gib, nodes.head_scratch_gib)
     volumes += [
         client.V1Volume(name="config", config_map=client.V1ConfigMapVolumeSource(name=launch.name)),
@@ -107,8 +107,9 @@ def _head(launch: Launch) -> HeadGroupSpec:
         image=launch.image,
         image_pull_policy="IfNotPresent",
         ports=[client.V1ContainerPort(name=name, container_port=port) for name, port in ports.items()],
-        env=pod.environment({"RAY_JOB_STOP_WAIT_TIME_S": str(CANCEL_SECONDS), **_environment(launch, gpus=0)}),
+        env=pod.environment({"RAY_JOB_STOP_WAIT_TIME_S": str(stop), **_environment(launch, gpus=0)}),
         env_from=pod.from_secrets(launch.secrets),
+        lifecycle=pod.driver_hook(stop),
         resources=pod.resources(nodes.head_cpus, nodes.head_memory_gib, scratch_gib=nodes.head_scratch_gib),
         security_context=pod.security(),
         volume_mounts=[*mounts, pod.mount("config", pod.CONFIG, read_only=True)],
@@ -118,7 +119,7 @@ def _head(launch: Launch) -> HeadGroupSpec:
         containers=[container],
         volumes=volumes,
         node_selector=dict(nodes.head_selector) or None,
-        termination_grace_period_seconds=STOP_SECONDS + 30,
+        termination_grace_period_seconds=stop + STOP_SECONDS,
         **_pod_settings(launch),
     )
     metadata = client.V1ObjectMeta(labels=pod.labels(launch.name, "head"), annotations=dict(_STAY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,11 @@ def line_of(text: object, characters: int = LINE_CHARACTERS) -> str:
     for pattern, replacement in _SECRETS:
         first = pattern.sub(replacement, first)
     return first if len(first) <= characters else f"{first[: characters - 3]}..."
+
+
+def seconds_of(stamp: str | None) -> float:
+    """A time stamp of the API server in seconds since 1970; 0 for none."""
+    return datetime.datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
 
 
 def explain(status: int, body: Mapping[str, Any], asked: str, namespace: str, server: str) -> str:

@@ -98,10 +98,10 @@ class KubernetesRun:
         """See SubmittedRun. Deletes the RayJob; one that has ended is left as it is, with its log.
 
         Suspending it instead would keep the object, but KubeRay 1.7 then deletes the pods without a word to the driver. On deletion
-        its finalizer asks Ray first to stop the job: the driver gets SIGTERM and as many seconds as RAY_JOB_STOP_WAIT_TIME_S of the
-        head's container says (3 where unset), takes nothing new and lets its workers hand back. The pods go with the cluster: preStop,
-        SIGTERM and their grace. Committed shards stay, and the same submission goes on from them. The deletion is a foreground one: the
-        RayJob is there until its pods are gone.
+        its finalizer has Ray stop the job first: the driver gets SIGTERM, takes nothing new and lets its workers hand back, for as long
+        as RAY_JOB_STOP_WAIT_TIME_S of the head's container says. The pods go at the same time, the head's after the driver
+        (``cluster.driver_end``), the workers' after their drain (``cluster.drain``). Committed shards stay, and the same submission goes
+        on from them. The deletion is a foreground one: the RayJob is there until its pods are gone.
 
         Raises:
             LookupError: there is no such RayJob.

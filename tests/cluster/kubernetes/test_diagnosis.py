@@ -289,3 +289,17 @@ def test_of_a_quota_that_changes_the_newest_is_told() -> None:
     ]
     (found,) = _found([], changing)
     assert "used requests.nvidia.com/gpu=6" in found
+
+
+def test_a_container_that_never_gets_ready() -> None:
+    def waits(ago: float, **container: object) -> Object:
+        return pod(container={"state": {"running": {"startedAt": stamp(ago)}}, **container})
+
+    (found,) = _found([waits(400, name="wait-gcs-ready")])
+    assert "does not reach the head's port 6379" in found
+    unhealthy = event("Unhealthy", "Readiness probe failed: HTTP Error 503")
+    (found,) = _found([waits(400, ready=False)], [unhealthy])
+    assert "ray-worker runs and is not ready: Readiness probe failed" in found
+    assert _found([waits(100, name="wait-gcs-ready")]) == ()
+    assert _found([waits(400, ready=True)], [unhealthy]) == ()
+    assert _found([waits(100, ready=False)], [unhealthy]) == ()

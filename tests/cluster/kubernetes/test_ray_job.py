@@ -170,6 +170,16 @@ def test_a_worker_drains_before_it_goes() -> None:
     assert pod_specs()["spot"]["terminationGracePeriodSeconds"] < 120  # a spot machine's notice
 
 
+def test_the_head_outlasts_a_cancelled_driver_which_outlasts_its_workers() -> None:
+    for nodes in PRESETS.values():
+        launch = dataclasses.replace(LAUNCH, nodes=nodes)
+        head = pod_specs(launch)["head"]
+        *command, seconds = head["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == ["python", "-m", "cluster.driver_end", "--grace"]
+        assert environment(head["containers"][0])["RAY_JOB_STOP_WAIT_TIME_S"] == seconds
+        assert max(group.drain_seconds for group in nodes.groups) <= int(seconds) < head["terminationGracePeriodSeconds"]
+
+
 def test_workers_go_to_the_machines_meant_for_them() -> None:
     spec = pod_specs()["spot"]
     assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true", "karpenter.sh/capacity-type": "spot"}

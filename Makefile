@@ -44,7 +44,7 @@ LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests
     tests/facemae/recognizer/test_export_onnx.py tests/jobs/test_compare.py tests/jobs/test_leakage_job.py \
     tests/jobs/test_rekey.py tests/jobs/test_repair.py tests/jobs/test_secrets.py
 faults: $(READY)
-	$(BIN)/python -m pytest tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
+	$(BIN)/python -m pytest -m "not scale" tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
 
 cluster-test: $(READY)
 	$(BIN)/python -m pytest tests/nodes -m nodes -v

@@ -108,6 +108,11 @@ class RayJobRun:
     def submit(cls, address: str, job: RayJob) -> RayJobRun:
         """Upload the package and start the job. Raises JobApiError, also when the name was used before."""
         run = cls(address, job.name)
+        mine, theirs = ray.__version__, run._client._server_ray_version
+        if theirs is not None and theirs != mine:
+            raise JobApiError(
+                f"{address}: Ray {theirs} runs there, and Ray {mine} here: use the same version, drivers and workers need it too"
+            )
         with tempfile.TemporaryDirectory() as folder, _explained(address, job.name):
             package = Path(folder) / "package.zip"
             write_package(package, job.config, code=job.code)
@@ -186,11 +191,7 @@ def _connect(address: str) -> JobSubmissionClient:
     check_address(address)
     url = _dashboard_of(address) if address.startswith("ray:") else address.rstrip("/")
     with _explained(address), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # which would win over the address that was given
-        client = _Client(url)
-    mine, theirs = ray.__version__, client._server_ray_version
-    if theirs is not None and theirs != mine:
-        raise JobApiError(f"{address}: Ray {theirs} runs there, and Ray {mine} here: use the same version, drivers and workers need it too")
-    return client
+        return _Client(url)
 
 
 def _dashboard_of(address: str) -> str:

@@ -59,8 +59,6 @@ class PipelineConfig(Config):
 
 def run(config: PipelineConfig) -> dict[str, Any]:
     """Run every step. Returns the summaries by step."""
-    if config.recognizer in config.attackers:
-        raise ValueError(f"{config.recognizer} sits in the loss and attacks too: it would measure what was trained to please it")
     steps = plan(config)
     done: dict[str, Any] = {}
     with session(config.address):
@@ -76,8 +74,11 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     """The steps as (name, job module, its config), all checked.
 
     Raises:
-        UsageError: a section holds an unknown or wrong field, or asks for workers that do not divide its lanes.
+        UsageError: a section holds an unknown or wrong field, or asks for workers that do not divide its lanes; or the recogniser of the
+            loss attacks too.
     """
+    if config.recognizer in config.attackers:
+        raise UsageError(f"{config.recognizer} sits in the loss and attacks too: it would measure what was trained to please it")
     training, original, protected = (join_url(config.root, name) for name in ("training", "original", "protected"))
     weights, results = join_url(config.root, "run"), join_url(config.folder, "leakage")
     inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))

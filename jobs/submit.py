@@ -152,9 +152,9 @@ def _on_ray(config: SubmitConfig, job: InnerJob, name: str) -> dict[str, Any]:
 
 def _follow(config: SubmitConfig, job: InnerJob, submitted: SubmittedRun, where: str) -> dict[str, Any]:
     """Follow, and say how it ended and what to run next."""
-    look = f"facemae status {job.root}" if job.root else f"the log of {submitted.name}"
     target = where if config.to != KUBERNETES else f"--to kubernetes {where}"
     stop = f"facemae cancel {submitted.name} {target}"
+    look = f"facemae status {job.root}" if job.root else "its log, where it runs"
     if not config.follow:
         return {"next": f"{look}, or {stop}"}
     print(f"Ctrl-C ends the following, not the run; to stop it: {stop}", flush=True)
@@ -162,7 +162,8 @@ def _follow(config: SubmitConfig, job: InnerJob, submitted: SubmittedRun, where:
     print(f"\nfacemae submit: {ending.message}" + (f"; {ending.advice}" if ending.advice else ""), flush=True)
     if job.root:
         print(f"output:  {job.root}")
-    return {"exit_code": ending.code, "next": f"{look}, or {stop}" if ending.code == 130 else ending.next or look}
+    unended = f"{look}, or {stop}" if ending.code == 130 else ""
+    return {"exit_code": ending.code, "next": unended or ending.next or (job.root and look)}
 
 
 def _nodes(config: SubmitConfig) -> Nodes:

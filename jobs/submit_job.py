@@ -81,6 +81,8 @@ def require_no_secrets(content: Mapping[str, Any], where: str) -> None:
     """Refuse what nobody else may read in a configuration that others can. Raises UsageError, which does not repeat it."""
     for field, value in _values(content):
         last = field.rpartition(".")[2]
+        if "@" in field:
+            raise UsageError(f"{where}: the name of a field holds an @, as a user or password would (it is not repeated here)")
         if isinstance(value, str) and carries_credentials(value):
             raise UsageError(
                 f"{where}: {field} holds a user or password (it is not repeated here), and a submitted file can be read by others: "

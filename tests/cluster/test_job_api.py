@@ -56,7 +56,6 @@ def dashboard(answers: Answers) -> Iterator[str]:
         ({}, "something answers there that is no Ray dashboard"),
         ({("GET", "/api/version"): (500, "boom")}, "500 Server Error"),
         ({("GET", "/api/version"): (200, "<html>")}, "no Ray dashboard answers"),
-        ({("GET", "/api/version"): (200, {"ray_version": "2.9.0"})}, "Ray 2.9.0 runs there, and Ray "),
         ({("GET", "/api/version"): (401, "no token")}, "Ray's token is missing: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"),
         ({("GET", "/api/version"): (403, "wrong token")}, "Ray's token is not that cluster's"),
     ],
@@ -73,6 +72,7 @@ def test_a_dashboard_that_is_none_or_refuses_is_explained(answers: Answers, mess
     [
         ({("POST", "/api/jobs/"): (500, "No available agent to submit job, please try again later.")}, "--dashboard-agent-listen-port"),
         ({("POST", "/api/jobs/"): (400, "ValueError: Job with submission_id mine already exists.")}, "a job mine was there before"),
+        ({("GET", "/api/version"): (200, {"ray_version": "2.9.0"})}, "Ray 2.9.0 runs there, and Ray "),
         ({("POST", "/api/jobs/"): (500, "Traceback: out of ideas")}, "the job was refused: "),
         ({("PUT", "/api/packages"): (413, "Maximum request body size 1 exceeded")}, "the upload is too large"),
     ],

@@ -7,13 +7,18 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cluster.dataset import Dataset, ShardData
 from cluster.log import VARIABLE, about, follow, ray_options, set_up
+from cluster.processor import Unit
+from tests.cluster.test_stage import UNITS, Maker
 
 
 @pytest.fixture
@@ -98,3 +103,40 @@ def test_an_unknown_format_is_refused_in_one_line() -> None:
         timeout=100,
     )
     assert (run.returncode, run.stderr) == (2, "facemae: FACEMAE_LOG=xml: say json or text\n")
+
+
+class Talkative(Maker):
+    """Warns of every unit, and cannot do one of them."""
+
+    def compute(self, unit: Unit, fetched: bytes) -> ShardData:
+        logging.getLogger("cluster.test").warning("a worker's line")
+        if unit.name == "00002":
+            raise ValueError("a picture from hell")
+        return super().compute(unit, fetched)
+
+
+def test_driver_and_workers_of_a_stage_write_nothing_but_objects(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        from cluster.log import set_up
+        set_up()
+        from cluster.session import session
+        from cluster.stage import StageError
+        from tests.cluster.test_log import Talkative
+        from tests.cluster.test_stage import _run
+        with session(num_cpus=2):
+            _run({str(tmp_path / "root")!r}, Talkative(), max_failures=2)
+            import time
+            time.sleep(2)  # Ray brings the workers' last lines
+    """)
+    environment = {**os.environ, VARIABLE: "json", "RAY_ADDRESS": ""}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stderr.splitlines()]
+    (attempt,) = Dataset(str(tmp_path / "root")).manifests()[:1]
+    assert {(line.get("run"), line.get("attempt")) for line in lines} == {(attempt.run, 1)}
+    spoken = [line for line in lines if line["message"] == "a worker's line"]
+    assert {line["shard"] for line in spoken} == {unit.name for unit in UNITS}
+    failed = [line for line in lines if "a picture from hell" in line["message"]]
+    assert {(line["logger"], line["shard"]) for line in failed} == {("cluster.scheduler", "00002")}
+    assert {line["pid"] for line in failed}.isdisjoint(line["pid"] for line in spoken)
+    assert any(line["message"].startswith("test: 6 of 6 shards") for line in lines)

@@ -219,3 +219,12 @@ def test_draining_finishes_what_computes_and_gives_back_the_rest(tmp_path: Path)
     assert sum(outcome.drained for outcome in found) == 2
     assert worker.run(UNITS[4]).drained
     assert len(Dataset(str(tmp_path)).names()) == 1
+
+
+def test_a_worker_says_how_long_its_device_waited(tmp_path: Path) -> None:
+    worker = Worker(Maker(pause=0.05), str(tmp_path), ".tar", Attempt("run", 1), "f", 1)
+    worker._dataset = Dataset(str(tmp_path))
+    assert worker.run(UNITS[0]).idle < 10.0
+    time.sleep(0.4)
+    assert 0.4 <= worker.run(UNITS[1]).idle < 10.0
+    assert worker.run(UNITS[1]).idle == 0.0, "nothing was computed"

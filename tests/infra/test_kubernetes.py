@@ -1,4 +1,4 @@
-"""The kustomize tree: rendered files are what the settings render, every build comes about, and the network lets through what it must."""
+"""The kustomize tree: rendered files are what the settings render, and every build comes about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from cluster.kubernetes.nodes import PRESETS
 from infra.kubernetes import render
 from jobs.__main__ import JOBS
 from tests.infra.kubernetes.check import check, definitions
-from tests.infra.kubernetes.network import End, allows
 
 TREE = render.REPOSITORY / render.FOLDER
 COMPONENTS = ("irsa", "static-secret", "redis", "quota")
@@ -84,58 +83,6 @@ def test_an_overlay_builds_with_components(overlay: str, tmp_path: Path) -> None
 
 
 @needs_kubectl
-def test_the_network_lets_runs_work_and_nobody_else_in() -> None:
-    objects = kustomize(TREE / "overlays/cpu")
-    policies = of_kind(objects, "NetworkPolicy")
-    [job] = of_kind(objects, "RayJob")
-    cluster = job["spec"]["rayClusterSpec"]
-
-    def pod(template: dict[str, Any]) -> End:
-        return End(labels=template["metadata"]["labels"], namespace="facemae")
-
-    head, worker = pod(cluster["headGroupSpec"]["template"]), pod(cluster["workerGroupSpecs"][0]["template"])
-    submitter = pod(job["spec"]["submitterPodTemplate"])
-    operator = End(labels={"app.kubernetes.io/name": "kuberay-operator"}, namespace="kuberay")
-    prometheus = End(labels={"app.kubernetes.io/name": "prometheus"}, namespace="monitoring")
-    stranger, neighbour = End(labels={"app": "web"}, namespace="default"), End(labels={"app": "web"}, namespace="facemae")
-    outside, metadata = End(address="52.95.110.1"), End(address="169.254.169.254")
-
-    for port in (6379, 8265, 8080, 10001, 52365, 20000):
-        for source in (head, worker, submitter):
-            for target in (head, worker):
-                assert allows(policies, source, target, port)
-        for source in (stranger, neighbour, outside):
-            assert not allows(policies, source, head, port)
-            assert not allows(policies, source, worker, port)
-        assert allows(policies, operator, head, port) == (port == 8265)
-        assert not allows(policies, operator, worker, port)
-        assert allows(policies, prometheus, head, port) == allows(policies, prometheus, worker, port) == (port == 8080)
-    for source in (head, worker):
-        assert allows(policies, source, outside, 443)
-        assert allows(policies, source, End(labels={"k8s-app": "kube-dns"}, namespace="kube-system"), 53, "UDP")
-        assert not allows(policies, source, outside, 22)
-        assert not allows(policies, source, metadata, 443)
-        assert not allows(policies, source, metadata, 80)
-    assert allows(policies, head, outside, 6443)
-    assert not allows(policies, worker, outside, 6443)
-
-
-@needs_kubectl
 def test_the_namespace_enforces_what_the_pods_keep() -> None:
     [namespace] = of_kind(kustomize(TREE / "base"), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-
-
-def test_a_submitter_may_do_what_submit_asks_for() -> None:
-    role = next(yaml.safe_load_all((TREE / "base/submitter.yaml").read_text(encoding="utf-8")))
-    may = {
-        (group, resource, verb)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    asked = {("ray.io", "rayjobs", verb) for verb in ("get", "create", "delete")} | {("", "configmaps", "create"), ("", "pods/log", "get")}
-    asked |= {("", resource, "list") for resource in ("pods", "events")}
-    assert asked <= may
-    assert not any(resource in ("secrets", "*") or verb == "*" for _, resource, verb in may)

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.dataset import Dataset
 from cluster.picture import decode, encode
+from cluster.protect import describe_variants
 from cluster.secret import SecretError, SeedReference
 from cluster.shard import Sample, read_samples
 from cluster.stage import StageError
@@ -109,3 +110,11 @@ def test_a_seed_that_the_lineage_would_tell_takes_no_secret(original: str, refer
     with pytest.raises(ValueError, match="the seed of random_mask is no secret, its lineage says it"):
         protect.run(ProtectConfig(input=original, output=str(tmp_path / "made"), method="random_mask", secret_seed=reference))
     assert not (tmp_path / "made").exists()
+
+
+def test_the_rounds_of_a_repair_are_drawn_from_the_secret_too(reference: str) -> None:
+    options = method_options(ProtectConfig(input="i", output="o", method="noise", secret_seed=reference))
+    seed = SeedReference.of(reference).read()
+    expected = [NoiseProtection(seed=seed + number).describe() for number in range(5)]
+    assert describe_variants("noise", options) == expected
+    assert str(seed) not in repr(options)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tests.infra.kubernetes import bundle, container, core, kuberay, lifetime, literal, names, security, values
+from tests.infra.kubernetes import bundle, container, core, kuberay, lifetime, literal, monitor, names, security, values
 from tests.infra.kubernetes.crd import Definitions
 from tests.infra.kubernetes.pod import pods
 from tests.infra.kubernetes.problem import Found, Object, join, place
@@ -101,6 +101,9 @@ def _alone(thing: Object, crd: Definitions | None) -> Found:
 
 
 def _schema(thing: Object, crd: Definitions | None) -> Found:
+    if thing.get("apiVersion") == monitor.API_VERSION and thing.get("kind") == "PodMonitor":
+        yield from monitor.check(thing)
+        return
     if thing.get("kind") not in KUBERAY:
         yield from core.check(thing)
         return

@@ -1,4 +1,7 @@
-"""`facemae submit ... --dry-run`: what it prints can be applied as it is."""
+"""`facemae submit ... --dry-run` with every flag: what it prints can be applied as it is.
+
+What it prints for each job and preset without flags is committed (tests/infra/test_kubernetes.py) and checked (test_overlays.py).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from jobs.submit import main
 from tests.infra.kubernetes.check import check, definitions, load
 
 FOLDER = Path(__file__).parents[3] / "infra" / "kubernetes"
-SETTINGS = sorted((FOLDER / "jobs" / "settings").glob("*.yaml"))
 IMAGE = "registry.example.org/facemae:0.1.0"
 FLAGS = [
     *("--namespace", "faces", "--secret", "s3-access", "facemae-seed", "--pull-secret", "registry", "--service-account", "runs"),
@@ -24,22 +26,12 @@ NAMED = {
 }
 
 
-def dry_run(capsys: pytest.CaptureFixture[str], job: str, config: Path, *flags: str) -> str:
-    capsys.readouterr()
-    assert main([job, "--config", str(config), "--to", "kubernetes", "--image", IMAGE, "--dry-run", *flags]) == 0
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("config", SETTINGS, ids=lambda config: config.stem)
-def test_every_job_can_be_applied(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    objects = load(dry_run(capsys, config.stem, config, "--preset", "gpu"))
-    assert [thing["kind"] for thing in objects] == ["ConfigMap", "RayJob"]
-    assert check(objects, ["ServiceAccount/facemae"], crd=definitions()) == []
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_applied_with_every_flag(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    objects = load(dry_run(capsys, "pipeline", FOLDER / "overlays" / preset / "job.yaml", "--preset", preset, *FLAGS))
+    config = str(FOLDER / "overlays" / preset / "job.yaml")
+    assert main(["pipeline", "--config", config, "--to", "kubernetes", "--image", IMAGE, "--preset", preset, *FLAGS, "--dry-run"]) == 0
+    objects = load(capsys.readouterr().out)
+    assert [thing["kind"] for thing in objects] == ["ConfigMap", "RayJob"]
     assert check(objects, NAMED, crd=definitions()) == []
     for name in NAMED:  # and nothing that a flag names is forgotten
         assert check(objects, NAMED - {name}) != [], name

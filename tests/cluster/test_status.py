@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import attempt as attempts
@@ -211,6 +211,7 @@ def test_where_the_tallies_do_not_add_up_the_manifests_are_read(tmp_path: Path, 
     assert (case == "damaged record") == ("1 left a damaged record, began at an unknown time" in text(root))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=5), st.integers(0, 3), st.booleans())
 def test_tallies_are_believed_only_where_they_count_every_shard(steps: list[tuple[int, int]], more: int, lives: bool):
     """Attempts one after another: each commits some shards and tells of fewer or all of them."""

@@ -25,6 +25,7 @@ from cluster.embedded import GalleryError
 from cluster.index_choice import choose
 from cluster.index_plan import Plan
 from cluster.neighbours import Neighbours
+from cluster.node import num_working
 from cluster.routing import Route, route
 from cluster.task import answer_of
 
@@ -86,7 +87,7 @@ class Gallery:
         self.url, self.dim, self._options = embeddings.url, dim, options or GalleryOptions()
         self.names = [manifest.shard for manifest in manifests]
         self._starts = np.cumsum([0, *(manifest.samples for manifest in manifests)])
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        nodes = num_working()
         self.choice = choose(len(self), dim, factory=self._options.factory, num_actors=self._options.num_actors, num_nodes=nodes)
         self.num_probes = self.choice.num_cells
         self._num_actors = min(self.choice.num_actors, self.choice.num_parts or len(manifests))

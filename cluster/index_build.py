@@ -21,6 +21,7 @@ from cluster.embedded import GalleryError, read_shard
 from cluster.index_choice import Choice
 from cluster.index_part import PartProcessor
 from cluster.index_plan import Plan
+from cluster.node import num_working
 from cluster.processor import Unit
 from cluster.quantizer import SAMPLES_PER_CELL, Quantizer
 from cluster.shard import sha256_hex
@@ -95,7 +96,7 @@ def _trained(
     wanted = [QUANTIZER, *([_codes_key(choice)] if choice.coded else [])]
     found = [_get(index, key) for key in wanted]
     if None in found:
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        nodes = num_working()
         threads = max(1, int(ray.available_resources().get("CPU", 1) // nodes))  # the mean of what is free: some node has as much
         train = ray.remote(_train).options(num_cpus=threads, num_gpus=gpus)
         made = answer_of(train.remote(embeddings.url, names, starts, dim, choice, found[0], gpus > 0, threads))

@@ -14,6 +14,11 @@ def is_alive(node: str) -> bool:
     return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
 
 
+def num_working() -> int:
+    """How many nodes offer a core, at least one: the head of a cluster on Kubernetes offers none."""
+    return max(1, sum(bool(entry["Alive"] and entry["Resources"].get("CPU")) for entry in ray.nodes()))
+
+
 def draining_nodes() -> frozenset[str]:
     """Ids of the nodes that are being drained, by whomever: ``python -m cluster.drain``, an autoscaler, ``ray drain-node``. A driver that
     is connected through Ray's client server cannot see them: none."""

@@ -43,6 +43,8 @@ class PipelineConfig(Config):
     """facemae ingest of the people to protect."""
     pretrain: dict[str, Section] = field(default_factory=dict)
     """facemae pretrain of recognisers, by name, on the training people."""
+    embed: Section = field(default_factory=dict)
+    """facemae embed of the training people by the recogniser in the loss."""
     train: Section = field(default_factory=dict)
     """facemae train."""
     protect: Section = field(default_factory=dict)
@@ -103,7 +105,7 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
             training_of(pretrain, pretrain.PretrainConfig, section, f"pretrain {name}", data=training, output=_run_of(config, name))
             for name, section in config.pretrain.items()
         ),
-        job(embed, embed.EmbedConfig, {}, "embed", input=training, recognizer=inside, **ray),
+        job(embed, embed.EmbedConfig, config.embed, "embed", input=training, recognizer=inside, **ray),
         training_of(train, train.TrainConfig, config.train, "train", data=training, recognizer=inside, output=weights),
         job(ingest, ingest.IngestConfig, config.original, "original", output=original, **ray),
         job(protect, protect.ProtectConfig, config.protect, "protect", input=original, output=protected, weights=lineage, **ray),

@@ -108,8 +108,6 @@ def with_workers(job: InnerJob, nodes: Nodes, preset: str, where: str) -> InnerJ
         UsageError: a worker fits no pod, more are asked for than fit, or the number does not divide the lanes of a training.
     """
     content = copy.deepcopy(dict(job.content))
-    if job.name == "pipeline" and not content.get("num_workers"):
-        content["num_workers"] = nodes.fitting_workers()  # for steps whose section is no part of the file
     for section, _, config in job.steps:
         fits = _require_fit(config, nodes, preset, _place(where, section))
         given = getattr(config, "num_workers", None)
@@ -120,9 +118,8 @@ def with_workers(job: InnerJob, nodes: Nodes, preset: str, where: str) -> InnerJ
                 f"{_place(where, section)}: num_workers: {given}, and {fits} fit into the pods of --preset {preset}: give --pods, another "
                 "preset, or fewer workers"
             )
-        target = _section(content, section)
-        if not given and target is not None:
-            target["num_workers"] = _largest_divisor(getattr(config, "lanes", None), fits)
+        if not given:
+            _section(content, section)["num_workers"] = _largest_divisor(getattr(config, "lanes", None), fits)
     return _checked(job.name, content, where)
 
 
@@ -217,13 +214,11 @@ def _largest_divisor(lanes: int | None, fits: int) -> int:
     return fits if lanes is None else max(n for n in range(1, min(lanes, max(fits, 1)) + 1) if lanes % n == 0)
 
 
-def _section(content: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The part of the file that holds a step's own fields; None where it has none."""
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of the file that holds a step's own fields."""
     if not name:
         return content
     outer, _, inner = name.partition(" ")
-    if outer not in ("training", "original", "train", "protect", "leakage", "pretrain"):
-        return None
     found: dict[str, Any] = content.setdefault(outer, {})
     return found if not inner else found.setdefault(inner, {})
 

@@ -34,6 +34,7 @@ def main() -> None:
         _run("-m", "benchmarks.feed", "--data", data, "--output", str(out))
         _run("-m", "benchmarks.driver", "--output", str(out))
         _run("-m", "benchmarks.partial_fc", "--output", str(out))
+        _run("-m", "benchmarks.status", "--output", str(out))
         _run("-m", "benchmarks.scale", "--images", "250000", "1000000", "--output", str(out))
     print(f"written: {out}")
 

@@ -85,7 +85,7 @@ def attempting(
     Raises:
         StoreError: the store cannot be written, or an earlier attempt with another fingerprint (other input or settings) is alive.
     """
-    record = _begin(store, fingerprint)
+    record = _begin(store, fingerprint, tally())
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(store, record, ended, tally), name="heartbeat", daemon=True)
     beating.start()
@@ -149,12 +149,13 @@ def _require_no_rival(store: Store, mine: Record, announce: Callable[[str], None
         )
 
 
-def _begin(store: Store, fingerprint: str) -> Record:
+def _begin(store: Store, fingerprint: str, tally: Mapping[str, Any] | None) -> Record:
     """Take the next number: of attempts that begin at the same time each gets its own."""
     while True:
         known = records(store)
         run = next((record.run for _, record in sorted(known.items()) if record.state != "damaged"), uuid.uuid4().hex[:12])
-        record = Record(run, max(known, default=0) + 1, fingerprint, RUNNING, 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = Record(run, max(known, default=0) + 1, fingerprint, RUNNING, 0, started, tally=tally)
         try:
             store.put(_key(record.attempt), record.to_bytes(), if_absent=True)
         except AlreadyExists:

@@ -62,7 +62,7 @@ class Watch:
         announce: told of what takes long.
 
     Raises:
-        StoreError: the URL is none, or is a file.
+        StoreError: the URL is none.
     """
 
     def __init__(self, url: str, announce: Callable[[str], None] = lambda _: None) -> None:
@@ -71,16 +71,16 @@ class Watch:
         self._store, self._announce = open_store(url), announce
         self._stores: dict[str, Store] = {}
         self._sets: dict[str, DatasetWatch] = {}
-        _require_no_file(self._store.url)
 
     def look(self) -> Status:
         """How it stands now.
 
         Raises:
-            StoreError: the root cannot be read, or holds neither data set nor training.
+            StoreError: the root cannot be read, is a file, or holds neither data set nor training.
         """
         parts = list(self._parts(self._store, DEPTH, [FOLDERS]))
         if not parts:
+            _require_no_file(self._store.url)
             raise StoreError(
                 f"{self._store.url} holds neither a data set nor a training: correct ROOT, or begin with `facemae ingest --source FACES "
                 f"--output {self._store.url}`",
@@ -131,7 +131,7 @@ def _trains(store: Store) -> bool:
 
 
 def _require_no_file(url: str) -> None:
-    """Raise StoreError where the root is one file or object."""
+    """Raise StoreError where the root is one file or object, or where there is none."""
     root, name = split_url(url)
     if url.startswith("s3://"):
         if "/" not in url.removeprefix("s3://"):

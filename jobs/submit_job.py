@@ -18,8 +18,9 @@ from cluster.secret import SecretError, carries_credentials, require_reference
 from jobs.command import Config, UsageError, from_mapping, load_mapping
 from jobs.embed import EmbedConfig
 
-JOBS = ("ingest", "train", "protect", "embed", "leakage", "report", "verify", "pipeline", "pretrain", "evaluate", "compare", "plan")
-"""What can be submitted; demo, status, submit and cancel belong to the machine where they are typed."""
+JOBS = ("ingest", "train", "protect", "embed", "leakage", "report", "verify", "pipeline", "pretrain", "evaluate", "plan")
+"""What can be submitted. demo, status, submit and cancel belong to the machine where they are typed; compare keeps its records in a folder
+there."""
 READS = frozenset(
     (
         *("source", "input", "data", "original", "protected", "weights", "recognizer", "init", "deepspeed", "beside", "repair"),
@@ -129,9 +130,7 @@ def warnings(job: InnerJob, nodes: Nodes, preset: str) -> Iterator[str]:
     """What is no mistake, and costs money or waits for something."""
     gpus = any(group.gpus for group in nodes.groups)
     asks = [getattr(config, name, 0) for _, _, config in job.steps for name in ("gpus_per_worker", "gpus_per_gallery_actor")]
-    asks.append(getattr(job.config, "gpus_per_pretrain", 0))
-    with_workers_at_all = job.name == "compare" or any(hasattr(config, "num_workers") for _, _, config in job.steps)
-    if not with_workers_at_all:
+    if not any(hasattr(config, "num_workers") for _, _, config in job.steps):
         yield f"{job.name} has no workers, it runs on the head alone: no pod of --preset {preset} will come"
     elif gpus and not any(asks):
         yield f"the pods of --preset {preset} have GPUs, and the job asks for none: give gpus_per_worker: 1"
@@ -202,7 +201,7 @@ def _require_lanes(config: Config, where: str) -> None:
 
 def _require_fit(config: Config, nodes: Nodes, preset: str, where: str) -> int:
     """How many workers fit. Raises UsageError when one of them, or one of its other actors, fits no pod."""
-    for kind in ("worker", "gallery_actor", "pretrain"):
+    for kind in ("worker", "gallery_actor"):
         cpus, gpus = (getattr(config, f"{unit}_per_{kind}", 0) for unit in ("cpus", "gpus"))
         if (cpus or gpus) and not nodes.fitting_workers(math.ceil(cpus), gpus):
             most = ", ".join(f"{group.cpus} cores and {group.gpus} GPUs" for group in nodes.groups)

@@ -128,7 +128,7 @@ def test_driver_and_workers_of_a_stage_write_nothing_but_objects(tmp_path: Path)
             import time
             time.sleep(2)  # Ray brings the workers' last lines
     """)
-    environment = {**os.environ, VARIABLE: "json", "RAY_ADDRESS": ""}
+    environment = {**os.environ, VARIABLE: "json", "RAY_ADDRESS": "", "RAY_raylet_start_wait_time_s": "120"}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in run.stderr.splitlines()]

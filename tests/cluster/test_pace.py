@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.pace import COMMITS, MARKS, WINDOW_SECONDS, Pace
@@ -13,6 +13,7 @@ def test_there_is_none_before_the_first_commit():
     assert Pace(0.0).rate(100.0) is None
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.001, 500), st.floats(0.1, 1e5), st.integers(2 * COMMITS, 400))
 def test_a_steady_stream_has_its_rate(gap: float, amount: float, count: int):
     pace = Pace(0.0)
@@ -29,6 +30,7 @@ def test_a_new_pace_is_taken_after_a_minute_and_the_old_one_forgotten():
     assert pace.rate(now) == pytest.approx(1.0, rel=0.1)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(0, 1e6)), min_size=1, max_size=300), st.floats(0.001, 1e4))
 def test_it_is_never_negative_nor_above_all_that_came_and_falls_in_silence(steps: list[tuple[float, float]], silence: float):
     pace, now, total = Pace(0.0), 0.0, 0.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import attempt as attempts
@@ -46,9 +46,8 @@ def old_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
 class Work:
     """One attempt at a data set of 8 shards with 4 samples each, as a driver goes about it."""
 
-    def __init__(self, root: str, attempt: Attempt, committed: set[str]) -> None:
-        self.dataset, self.attempt = Dataset(root), attempt
-        self.pulse = Pulse("protect", UNITS, committed)
+    def __init__(self, root: str, attempt: Attempt, pulse: Pulse) -> None:
+        self.dataset, self.attempt, self.pulse = Dataset(root), attempt, pulse
 
     def commit(self, *shards: int, told: bool = True) -> Work:
         """``told``: the driver learns of it before it dies."""
@@ -84,29 +83,28 @@ def _tar(shard: int) -> tuple[bytes, int, Labels]:
 @contextlib.contextmanager
 def working(root: str) -> Iterator[Work]:
     """An attempt from its beginning to its end."""
-    begun: list[Work] = []
-    with attempting(open_store(root), "f", tally=lambda: begun[0].pulse.tally()) as attempt:
-        begun.append(Work(root, attempt, set(Dataset(root).names())))
-        yield begun[0]
+    pulse = Pulse("protect", UNITS, Dataset(root).names())
+    with attempting(open_store(root), "f", tally=pulse.tally) as attempt:
+        yield Work(root, attempt, pulse)
 
 
 def killed(root: str, *shards: int, told: bool = True) -> Work:
     """An attempt that left no last word; its last beat came before or after its last commit."""
     record = {**OLD, "attempt": len(attempts.records(open_store(root))) + 1}
     open_store(root).put(f"attempts/{record['attempt']:05d}.json", json.dumps(record).encode())
-    work = Work(root, Attempt("abc", int(str(record["attempt"]))), set(Dataset(root).names()))
+    work = Work(root, Attempt("abc", int(str(record["attempt"]))), Pulse("protect", UNITS, Dataset(root).names()))
     work.commit(*shards, told=told).beat()
     return work
 
 
-def look(root: str) -> DatasetStatus:
-    (part,) = Watch(root).look().parts
+def look(at: str | Watch) -> DatasetStatus:
+    (part,) = (at if isinstance(at, Watch) else Watch(at)).look().parts
     assert isinstance(part, DatasetStatus)
     return part
 
 
-def text(root: str) -> str:
-    return "\n".join(lines(Watch(root).look()))
+def text(at: str | Watch) -> str:
+    return "\n".join(lines((at if isinstance(at, Watch) else Watch(at)).look()))
 
 
 def finish(root: str) -> Dataset:
@@ -124,46 +122,48 @@ def forbid_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.s3
 def test_a_run_from_its_first_second_to_its_end(any_root: str, monkeypatch: pytest.MonkeyPatch):
+    watch = Watch(any_root)
     with working(any_root) as work:
-        found = look(any_root)
-        assert (found.state, found.shards, found.shards_total, found.samples_total) == (State.RUNNING, 0, None, None)
+        found = look(watch)
+        assert (found.state, found.shards, found.shards_total, found.samples_total) == (State.RUNNING, 0, 8, 32)
         work.pulse.workers(0, 2)
         work.beat()
-        found = look(any_root)
-        assert (found.shards_total, found.samples_total, found.seconds_left) == (8, 32, None)
+        found = look(watch)
+        assert found.seconds_left is None
         assert found.waiting is not None
-        assert "waiting for workers: 0 of 2 for " in text(any_root)
-        assert "waiting for workers: 0 of 2" in brief(Watch(any_root).look())[0]
+        assert "waiting for workers: 0 of 2 for " in text(watch)
+        assert "waiting for workers: 0 of 2" in brief(watch.look())[0]
         work.pulse.workers(2, 2)
         work.commit(0, 1, 2).give_up(3).beat()
-        found = look(any_root)
+        found = look(watch)
         assert (found.shards, found.samples, found.quarantined, found.waiting) == (4, 9, 7, None)
         assert found.samples_per_second is not None
         assert found.seconds_left == pytest.approx(16 / found.samples_per_second)
         assert found.next == f"facemae status {found.url} --watch"
         work.commit(4, 5, 6, 7).beat()
-        assert "running, about to finish" in text(any_root)
+        assert "running, about to finish" in text(watch)
         finish(any_root)
-    found = look(any_root)
+    found = look(watch)
     assert (found.state, found.shards, found.shards_total, found.samples, found.quarantined) == (State.COMPLETE, 8, 8, 21, 11)
     assert found.samples_total == 32
     assert found.given_up == {"00003": "it\N{REPLACEMENT CHARACTER}[2J burns"}
     assert found.next == f"facemae verify {found.url}"
-    assert "complete, but for 1 shard given up" in text(any_root)
-    assert Watch(any_root).look().given_up == [f"{found.url}: 00003"]
+    assert "complete, but for 1 shard given up" in text(watch)
+    assert watch.look().given_up == [f"{found.url}: 00003"]
 
 
 @pytest.mark.s3
 def test_a_killed_run_has_neither_rate_nor_time_left_and_says_how_to_go_on(any_root: str, monkeypatch: pytest.MonkeyPatch):
+    watch = Watch(any_root)
     killed(any_root, 0, 1, 2)
-    alive = look(any_root)
+    alive = look(watch)
     assert (alive.state, alive.samples_per_second is None) == (State.RUNNING, False)
     old_hearts(monkeypatch)
-    found = look(any_root)
+    found = look(watch)
     assert (found.state, found.shards, found.shards_total, found.samples) == (State.UNFINISHED, 3, 8, 9)
     assert (found.samples_per_second, found.seconds_left, found.waiting) == (None, None, None)
     assert found.next == f"attempt 1 died; {NOBODY}, it goes on with the 5 shards that are left"
-    assert "attempt  1 died (its heartbeat stopped), began 2026-01-01T00:00:00Z, 3 shards in " in text(any_root)
+    assert "attempt  1 died (its heartbeat stopped), began 2026-01-01T00:00:00Z, 3 shards in " in text(watch)
 
 
 @pytest.mark.parametrize(("error", "how"), [(Interrupted("now"), "was stopped"), (ValueError("/home/me"), "failed (ValueError)")])
@@ -211,6 +211,7 @@ def test_where_the_tallies_do_not_add_up_the_manifests_are_read(tmp_path: Path, 
     assert (case == "damaged record") == ("1 left a damaged record, began at an unknown time" in text(root))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=5), st.integers(0, 3), st.booleans())
 def test_tallies_are_believed_only_where_they_count_every_shard(steps: list[tuple[int, int]], more: int, lives: bool):
     """Attempts one after another: each commits some shards and tells of fewer or all of them."""

@@ -60,9 +60,9 @@ def main(folder: str, marks: str, root: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     options = StageOptions(num_workers=2, in_flight=1, max_failures=2)
-    run_stage(Unlucky(folder=marks, pause=1.0), UNITS, Dataset(root), name="protect", kind="images", options=options)
+    run_stage(Unlucky(folder=marks, pause=0.5), UNITS, Dataset(root), name="protect", kind="images", options=options)
     with TrainingMetrics("train", Attempt("run", 1), 100) as training:
-        for step in range(1, 4):
+        for step in range(1, 3):
             training.report({"step": step, "samples": 8 * step, "first_sample": 0, "metrics": {"loss": 1 / step}})
             time.sleep(1.5)
     time.sleep(5)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cancel, submit
-from tests.cluster.kubernetes.api_server import Cluster
-from tests.cluster.kubernetes.conftest import cluster  # noqa: F401
+from jobs import cancel, submit, submit_follow
+from tests.cluster.kubernetes.api_server import TOKEN, Cluster, Refusal
+from tests.cluster.kubernetes.conftest import cluster as cluster
+from tests.cluster.kubernetes.objects import pod, waiting
 from tests.cluster.kubernetes.operator import Attempt, operating
 
 FLAGS = ("--to", "kubernetes", "--image", "registry.example.org/facemae:1.0", "--namespace", "faces", "--name", "mine")
@@ -32,7 +33,7 @@ def file(tmp_path: Path) -> str:
     ],
 )
 def test_a_run_is_followed_to_its_end(
-    cluster: Cluster,  # noqa: F811
+    cluster: Cluster,
     capsys: pytest.CaptureFixture[str],
     file: str,
     attempts: list[Attempt],
@@ -48,7 +49,7 @@ def test_a_run_is_followed_to_its_end(
     assert set(attempts[-1].lines) - {LINES[-1]} <= set(shown)
 
 
-def test_a_run_is_cancelled_while_it_is_followed(cluster: Cluster, capsys: pytest.CaptureFixture[str], file: str) -> None:  # noqa: F811
+def test_a_run_is_cancelled_while_it_is_followed(cluster: Cluster, capsys: pytest.CaptureFixture[str], file: str) -> None:
     codes = list[int]()
     follower = threading.Thread(target=lambda: codes.append(submit.main(["ingest", "--config", file, *FLAGS])))
     with operating(cluster, Attempt(["ingest: 10%"], None, last="stopped as asked")):
@@ -64,7 +65,7 @@ def test_a_run_is_cancelled_while_it_is_followed(cluster: Cluster, capsys: pytes
 
 
 def test_a_second_run_of_one_name_and_a_missing_namespace_are_explained(
-    cluster: Cluster,  # noqa: F811
+    cluster: Cluster,
     capsys: pytest.CaptureFixture[str],
     file: str,
 ) -> None:
@@ -74,3 +75,53 @@ def test_a_second_run_of_one_name_and_a_missing_namespace_are_explained(
     assert "there is a run mine in namespace faces already" in capsys.readouterr().err
     assert submit.main(["ingest", "--config", file, *FLAGS[:-4], "--namespace", "nowhere"]) == 2
     assert "there is no namespace nowhere" in capsys.readouterr().err
+
+
+def test_what_keeps_it_from_starting_is_said_once(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = submit_follow.Follower
+    monkeypatch.setattr(submit, "Follower", lambda run, again: follower(run, again, poll=0.05))
+    worker = pod("mine-c0-head", container=waiting("CreateContainerConfigError", 'secret "s3-keys" not found'))
+    worker["metadata"]["labels"] = {"ray.io/cluster": "mine-c0"}
+    cluster.put("pods", worker)
+    said = ""
+    following = threading.Thread(target=lambda: submit.main(["ingest", "--config", file, *FLAGS]))
+    with operating(cluster, Attempt(["ingest: 10%"], None)):
+        following.start()
+        while "there is no Secret s3-keys" not in said:
+            said += capsys.readouterr().out
+            assert following.is_alive(), said
+        asked = len(cluster.requests)
+        while len(cluster.requests) < asked + 30:  # it looks again, and again
+            assert following.is_alive(), said
+        assert cancel.main(["mine", "--to", "kubernetes", "--namespace", "faces"]) == 0
+        following.join(60)
+    said += capsys.readouterr().out
+    assert said.count("there is no Secret s3-keys") == 1
+    assert TOKEN not in said
+
+
+def test_ctrl_c_ends_the_following_and_not_the_run(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = submit_follow.Follower._line
+
+    def interrupted(self: submit_follow.Follower, text: str) -> None:
+        line(self, text)
+        raise KeyboardInterrupt  # as Python does on Ctrl-C
+
+    monkeypatch.setattr(submit_follow.Follower, "_line", interrupted)
+    with operating(cluster, Attempt(["ingest: 10%"], None)):
+        assert submit.main(["ingest", "--config", file, *FLAGS]) == 130
+        assert not any(request.startswith("DELETE") for request in cluster.requests)
+    assert "facemae cancel mine --to kubernetes --namespace faces" in capsys.readouterr().out
+
+
+def test_a_refusal_is_one_line_and_nothing_stays(cluster: Cluster, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    text = 'rayjobs.ray.io is forbidden: User "ann" cannot create resource "rayjobs" in API group "ray.io" in the namespace "faces"'
+    cluster.always.append(("POST", Refusal(403, "Forbidden", text)))
+    assert submit.main(["ingest", "--config", file, *FLAGS]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error.startswith("facemae submit: error: ann may not create rayjobs.ray.io in namespace faces")
+    assert cluster.objects == {}

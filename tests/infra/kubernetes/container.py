@@ -24,6 +24,7 @@ def check(pod: Pod) -> Found:
     yield from twice(pod.containers(), "name", "the container")
     yield from twice(listed(spec, "volumes", path), "name", "the volume")
     yield from _volumes(pod)
+    yield from _disk(pod)
     for where, container in pod.containers():
         if reason := name_problem(container.get("name"), "dns-1123"):
             yield f"{where}.name", reason
@@ -82,6 +83,16 @@ def _volumes(pod: Pod) -> Found:
                 yield f"{where}.emptyDir.sizeLimit", "memory without a limit: it may take the node's"
             elif size is not None and most is not None and size > most:
                 yield f"{where}.emptyDir.sizeLimit", f"{empty['sizeLimit']} of memory is more than any container of the pod may have"
+
+
+def _disk(pod: Pod) -> Found:
+    """The kubelet evicts a pod whose folders on disk, together, outgrow what its containers may have."""
+    limits = [((container.get("resources") or {}).get("limits") or {}).get("ephemeral-storage") for _, container in pod.containers()]
+    folders = [volume.get("emptyDir") for _, volume in listed(pod.spec, "volumes", pod.spec_path)]
+    sizes = [quantity(folder["sizeLimit"]) for folder in folders if folder and folder.get("medium") != "Memory" and "sizeLimit" in folder]
+    known = [amount for limit in limits if (amount := quantity(limit)) is not None]
+    if known and sum(size for size in sizes if size is not None) > sum(known):
+        yield f"{pod.spec_path}.volumes", f"folders of {sum(filter(None, sizes)) / 2**30:g} GiB, more than limits.ephemeral-storage"
 
 
 def _ports(pod: Pod) -> Found:

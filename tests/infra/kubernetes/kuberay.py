@@ -256,6 +256,10 @@ def _group(pod: Pod) -> Found:
     for key, value in (group.get("labels") or {}).items():
         if reason := label_problem(key, value):
             yield f"{path}.labels.{key}", reason
+    if pod.role == "head" and params.get("dashboard-host", "0.0.0.0") not in ("0.0.0.0", "::"):
+        yield f"{path}.rayStartParams.dashboard-host", "KubeRay's operator and the submitter reach the dashboard by the network: 0.0.0.0"
+    if pod.role == "head" and str(params.get("include-dashboard", "true")).lower() != "true":
+        yield f"{path}.rayStartParams.include-dashboard", "jobs are handed to the dashboard"
     yield from _ray_container(pod, path, params)
 
 

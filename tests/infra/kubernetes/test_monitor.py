@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ def test_prometheus_reaches_what_it_watches() -> None:
         ports = {port["name"]: port["containerPort"] for _, container in pod.containers() for port in container.get("ports") or ()}
         for endpoint in monitor()["spec"]["podMetricsEndpoints"]:
             assert allows(policies, prometheus, End(pod.labels, "facemae"), ports[endpoint["port"]])
+
+
+def test_the_pages_command_makes_a_rule_of_the_alerts() -> None:
+    page = (INFRA.parent / "docs" / "monitoring.md").read_text()
+    (command,) = re.findall(r"^    (\(printf .*?\n.*?\)) \| kubectl --namespace facemae apply --filename -$", page, re.M)
+    done = subprocess.run(["bash", "-c", command], cwd=INFRA.parent, capture_output=True, text=True, timeout=60)
+    (rule,) = load(done.stdout)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    (alerts,) = load((INFRA / "monitoring" / "alerts.yaml").read_text())
+    assert rule["spec"] == alerts
+    assert set(alerts) == {"groups"}  # its definition knows no other field
+    assert {key for group in alerts["groups"] for key in group} <= {"name", "interval", "rules", "limit", "labels"}
+    fields = {"alert", "expr", "for", "labels", "annotations", "record", "keep_firing_for"}
+    assert {key for group in alerts["groups"] for found in group["rules"] for key in found} <= fields
 
 
 @pytest.mark.parametrize(

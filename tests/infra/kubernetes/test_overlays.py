@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster.kubernetes.nodes import PRESETS
 from jobs.submit_job import read_job
 from tests.infra.kubernetes.check import check, definitions, load
 from tests.infra.kubernetes.network import End, allows
 from tests.infra.kubernetes.pod import Pod, pods
 from tests.infra.kubernetes.problem import Object, place
+from tests.infra.kubernetes.quantity import quantity
 
 FOLDER = Path(__file__).parents[3] / "infra" / "kubernetes"
 JOBS = sorted(file.stem for file in (FOLDER / "jobs").glob("*.yaml"))
@@ -77,6 +81,33 @@ def test_what_the_pod_finds_is_a_configuration_of_its_job(file: Path, tmp_path: 
     config = next(thing for thing in objects if place(thing) == f"ConfigMap/{volume['configMap']['name']}")
     (tmp_path / "job.yaml").write_text(config["data"][Path(path).name])
     assert read_job(name, str(tmp_path / "job.yaml")).name == name
+
+
+def test_the_quota_holds_a_run_of_its_overlay(tmp_path: Path) -> None:
+    objects = with_components(tmp_path, "gpu", ["quota"])
+    (hard,) = (thing["spec"]["hard"] for thing in objects if thing["kind"] == "ResourceQuota")
+    wanted: Counter[str] = Counter()
+    for thing in objects:
+        for pod in pods(thing):
+            times = pod.group.get("maxReplicas", 1)
+            wanted["pods"] += times
+            for _, container in pod.all_containers():
+                for name, amount in container["resources"]["requests"].items():
+                    wanted[f"requests.{name}"] += times * (quantity(amount) or 0)
+    assert wanted["requests.nvidia.com/gpu"] == 8
+    assert {name: amount for name, amount in hard.items() if wanted[name] > (quantity(amount) or 0)} == {}
+
+
+def test_the_page_states_the_sizes_of_the_presets() -> None:
+    rows = re.findall(r"^\| (\w+) \| (.*?) \| 0 to (\d+) \| (.*?) \|", (FOLDER.parents[1] / "docs" / "cluster.md").read_text(), re.M)
+    assert {name: int(pods) for name, _, pods, _ in rows} == {name: nodes.groups[0].pods for name, nodes in PRESETS.items()}
+    for name, head, _, worker in rows:
+        nodes, group = PRESETS[name], PRESETS[name].groups[0]
+        assert head.startswith("the same") or head == f"{nodes.head_cpus} cores, {nodes.head_memory_gib} GiB"
+        size = f"{group.cpus} cores, {group.memory_gib} GiB" + (f", {group.gpus} GPU" if group.gpus else "")
+        assert worker.startswith("the same") or worker == size
+    assert {(nodes.head_cpus, nodes.head_memory_gib) for name, nodes in PRESETS.items() if name != "large"} == {(3, 12)}
+    assert {(nodes.groups[0].cpus, nodes.groups[0].memory_gib) for name, nodes in PRESETS.items() if name != "large"} == {(7, 26)}
 
 
 # Who may speak to whom

@@ -134,6 +134,8 @@ KUBERAY = (
     Wrong(f"{WORKER}.containers", [], "at least one"),
     Wrong(f"{RAY}.resources.limits.memory", GONE, "node's"),
     Wrong(f"{CLUSTER}.rayVersion", "2.51.0", "2.52.0"),
+    Wrong(f"{CLUSTER}.headGroupSpec.rayStartParams.dashboard-host", "127.0.0.1", "operator"),
+    Wrong(f"{CLUSTER}.headGroupSpec.rayStartParams.include-dashboard", "false", "dashboard"),
     Wrong("apiVersion", "ray.io/v1alpha1", "ray.io/v1"),
 )
 """Refused by KubeRay's own rules, or of no use to it."""
@@ -187,6 +189,7 @@ PODS = (
     Wrong(f"{WORKER}.volumes[1].emptyDir.sizeLimit", "27Gi", "memory"),
     Wrong(f"{WORKER}.volumes[1].emptyDir.sizeLimit", GONE, "without a limit"),
     Wrong(f"{WORKER}.volumes[1].emptyDir.medium", "RAM", "none of"),
+    Wrong(f"{RAY}.resources.limits.ephemeral-storage", "99Gi", "100 GiB", f"{WORKER}.volumes"),
     Wrong(f"{WORKER}.containers[+]", _CONTAINER, "twice", f"{WORKER}.containers[1].name"),
     Wrong(f"{RAY}.name", "ray_worker", "small letters"),
     Wrong(f"{RAY}.env[+]", {"name": "FACEMAE_LOG", "value": "text"}, "twice", f"{RAY}.env[1].name"),

@@ -34,7 +34,8 @@ STRAGGLER_SECONDS = 2.0
 """A unit is handed out again when it has been in hand this many times as long as the median, and at least so long."""
 
 START_FAILURES = 3
-"""Workers that die in a row while they start, before a stage gives up. One that dies with its node does not count."""
+"""Workers that die in a row while they start, without a start or a commit between, before a stage gives up. One that dies with its node
+does not count."""
 
 TICK_SECONDS = 0.5
 """Between two looks at whether to stop, who is slow, who must leave."""
@@ -231,6 +232,7 @@ class Scheduler:
         self._done.add(manifest.shard)
         self._hands.done(manifest.shard)
         self._failures.pop(manifest.shard, None)
+        self._start_failures = 0
         mine = (manifest.run, manifest.attempt) == (self._attempt.run, self._attempt.number)
         self._watcher.committed(manifest, mine=mine, idle=idle)
         return manifest

@@ -102,7 +102,7 @@ def test_a_node_is_lost(here: World, kills: int, fault_case: Case, request: pyte
     """kill -9 of a whole raylet with its workers; in the long run, one after another, with a new node for each."""
     request.getfixturevalue("long")
     undisturbed, root = here.undisturbed("protect"), here.new_root()
-    with here.faults(Random(1.0, (Kind.SLOW,), keys=f"{root.removeprefix('s3://')}/shards/", seconds=0.5)):
+    with here.faults(Random(1.0, (Kind.SLOW,), keys=f"{root.removeprefix('s3://')}/shards/", seconds=2.0)):
         process = here.cluster.run_job("protect", here.protect(root))
         for number in range(2):
             here.await_manifests(root, 5 + 10 * number, process)

@@ -12,13 +12,14 @@ import ray
 from cluster.dataset import Dataset, Labels, ShardData
 from cluster.picture import encode
 from cluster.pretrain import pretrain_alone
+from cluster.recognizer_file import local_recognizer
 from cluster.scheduler import StageError
 from cluster.shard import Sample, ShardWriter
-from cluster.store import StoreError
+from cluster.store import StoreError, open_store
 from facemae.recognizer.backbone import create_backbone
 from facemae.recognizer.export import export_onnx
-from facemae.recognizer.pretrained import save_backbone
-from jobs.pretrain import PretrainConfig, main, prepare
+from facemae.recognizer.pretrained import load_backbone, save_backbone
+from jobs.pretrain import PretrainConfig, main, prepare, require_recipe
 from tests.training import COMMIT, write_training_set
 
 
@@ -95,3 +96,17 @@ def test_first_weights_come_from_a_folder_or_an_onnx_file(folder: Path, tmp_path
     first = prepare(config(folder, output=str(tmp_path / "first"), init=str(tmp_path / "start.onnx")))
     ray.get(ray.remote(max_calls=1)(pretrain_alone).remote(first))
     assert prepare(config(folder, init=str(tmp_path / "first"))).recipe.backbone == "onnx/start"  # its run can be a start again
+
+
+@pytest.mark.s3
+def test_first_weights_in_s3_are_read_by_driver_and_worker_and_must_be_the_same(tmp_path: Path, s3_root: str):
+    store, file = open_store(s3_root), tmp_path / "start.onnx"
+    digest = export_onnx(create_backbone("compact-plain-4", 12, seed=3).eval(), file)
+    for part in (file, file.with_suffix(".json")):
+        store.put(part.name, part.read_bytes())
+    recipe = require_recipe(PretrainConfig(data="d", output="o", init=f"{s3_root}/start.onnx"))
+    assert recipe == {"backbone": "onnx/start", "dim": 12, "init": f"{s3_root}/start.onnx", "init_sha256": digest}
+    with local_recognizer(recipe["init"], digest) as here:
+        assert load_backbone(here, 12).name == "onnx/start"
+    with pytest.raises(StoreError, match="overwritten"), local_recognizer(recipe["init"], "0" * 64):
+        pass

@@ -35,6 +35,8 @@ from cluster.store import AlreadyExists, NotFound, Store, StoreError, join_url, 
 
 SCHEMA = 2
 IO_THREADS = 16
+MANIFEST_THREADS = 32
+"""Manifests are small: their reading is the store's latency, many times over."""
 
 
 class NotADataset(StoreError):
@@ -153,7 +155,7 @@ class Dataset:
 
     def manifests(self, shards: Sequence[str] | None = None) -> list[Manifest]:
         """Many manifests, read in parallel, in the order of their names."""
-        with ThreadPoolExecutor(IO_THREADS) as pool:
+        with ThreadPoolExecutor(MANIFEST_THREADS) as pool:
             return list(pool.map(self.manifest, self.names() if shards is None else shards))
 
     def read(self, manifest: Manifest) -> bytes:

@@ -34,7 +34,7 @@ STRAGGLER_SECONDS = 2.0
 """A unit is handed out again when it has been in hand this many times as long as the median, and at least so long."""
 
 START_FAILURES = 3
-"""Workers that die in a row while they start, before a stage gives up. One that dies with its node does not count."""
+"""Workers that die in a row while they start and none is ready, before a stage gives up. One that dies with its node does not count."""
 
 TICK_SECONDS = 0.5
 """Between two looks at whether to stop, who is slow, who must leave."""
@@ -271,7 +271,7 @@ class Scheduler:
         self._watcher.worker_lost(node, with_node=lost.with_node)
         if starting and not lost.with_node:
             self._start_failures += 1
-            if self._start_failures >= START_FAILURES:
+            if self._start_failures >= START_FAILURES and not self._hands.num_ready:
                 raise StageError(f"three workers in a row died while starting: {lost.error}; is there enough memory on the nodes?")
         if starting:
             return None

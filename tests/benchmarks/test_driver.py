@@ -17,4 +17,4 @@ def test_the_scheduler_over_simulated_workers() -> None:
 @pytest.mark.s3
 def test_a_resume_that_finds_nothing_left_to_do(ray_session: None) -> None:
     found = driver.resume(30)
-    assert set(found) == {"listing, s", "reading, s", "resume, s", "writing it, s"}
+    assert set(found) == {f"{step}, {unit}" for step in ("writing", "listing", "reading", "resume") for unit in ("s", "CPU s")}

@@ -151,6 +151,20 @@ def test_three_workers_that_die_while_starting_end_the_stage_but_not_those_that_
     assert len(diary.of("lost")) == 5
 
 
+def test_starts_that_fail_beside_a_worker_that_is_ready_do_not_end_the_stage() -> None:
+    """One bad machine among good ones: whoever is hired in its place dies while it starts."""
+
+    class Unlucky(SimulatedCrew):
+        def answers(self, seconds: float) -> list[Any]:
+            found = super().answers(seconds)
+            dead = Lost("a bad disk", with_node=False)
+            return [type(answer)(answer.worker, "", dead) if not answer.unit and answer.worker > 1 else answer for answer in found]
+
+    stage, diary = scheduler(Unlucky(0.002), 30, in_flight=1)
+    assert len(list(stage.run(2))) == 30
+    assert len(diary.of("lost")) >= 3
+
+
 def test_a_node_that_is_drained_gives_back_what_it_has_not_begun_and_gets_nothing_new() -> None:
     crew = SimulatedCrew(0.05, per_node=2)
     stage, diary = scheduler(crew, 40)

@@ -23,7 +23,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     job) names a running cluster; without either a local Ray is started on loopback, guarded by Ray's token, and stopped at the end.
 
     Raises:
-        ConnectionError: no cluster answers at the address.
+        ConnectionError: no cluster answers at the address, or a local Ray did not start in time.
     """
     if ray.is_initialized():
         yield
@@ -31,7 +31,8 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         # Ray rewrites 127.0.0.1 to the machine's outer address; another loopback address it keeps
-        ray.init(num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.2", **ray_options())
+        with _explained():
+            ray.init(num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.2", **ray_options())
     else:
         ray.init(address=address, **ray_options())
     try:
@@ -39,6 +40,18 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A local Ray that is too slow to start raises a bare Exception: on a machine with other things to do, an ordinary error."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it says nothing"
+        raise ConnectionError(f"a local Ray did not start: {reason}; run the same command again when the machine has less to do") from error
 
 
 @contextlib.contextmanager

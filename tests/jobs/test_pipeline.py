@@ -102,6 +102,13 @@ def test_a_training_takes_workers_that_divide_its_lanes(tmp_path: Path, workers:
     assert getattr(steps["protect"], "num_workers", None) == workers
 
 
+def test_embed_has_a_section_of_its_own(tmp_path: Path) -> None:
+    config = _config(str(tmp_path / "root"), tmp_path, embed={"device": "cuda", "gpus_per_worker": 0.5})
+    steps = {name: settings for name, _, settings in pipeline.plan(config)}
+    assert (getattr(steps["embed"], "device", ""), getattr(steps["embed"], "gpus_per_worker", 0)) == ("cuda", 0.5)
+    assert getattr(steps["embed"], "input", "") == str(tmp_path / "root" / "training")
+
+
 def test_the_demo_s_file_is_a_valid_pipeline(tmp_path: Path) -> None:
     content = yaml.safe_load((Path(pipeline.__file__).parent / "demo.yaml").read_text())
     steps = [name for name, _, _ in pipeline.plan(from_mapping(PipelineConfig, content, where="demo.yaml", complete=True))]

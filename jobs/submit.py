@@ -116,7 +116,7 @@ def _on_kubernetes(config: SubmitConfig, job: InnerJob, name: str) -> dict[str, 
     nodes = _nodes(config)
     job = with_workers(job, nodes, config.preset, config.config)
     rendered = manifests(_launch(config, job, name, nodes))
-    _warn([*warnings(job, nodes, config.preset), *_secret_warnings(config, job)])
+    _warn([*warnings(job, nodes, config.preset), *_secret_warnings(config, job), *_image_warnings(config.image or "")])
     if config.dry_run:
         print(to_yaml(rendered), end="")
         return {}
@@ -200,6 +200,13 @@ def _require_no_credentials(config: SubmitConfig) -> None:
 def _secret_warnings(config: SubmitConfig, job: InnerJob) -> list[str]:
     missing = references(job) if not config.secret else []
     return [f"{name} is read in every pod: put it into a Secret and give --secret NAME" for name in missing]
+
+
+def _image_warnings(image: str) -> list[str]:
+    name, _, tag = image.rpartition("/")[2].partition(":")
+    if "@sha256:" in image or tag not in ("", "latest"):
+        return []
+    return [f"--image {name}: without a tag of its own another try may run other code: give HOST/{name}:TAG, or @sha256:DIGEST"]
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -215,6 +215,9 @@ def test_what_does_not_fit_the_pods_is_refused(tmp_path: Path, job: str, text: s
         ("ingest", INGEST, ("--preset", "gpu"), "the pods of --preset gpu have GPUs"),
         ("protect", PROTECT + "gpus_per_worker: 1\ndevice: cpu\n", ("--preset", "gpu"), "the GPUs would idle"),
         ("protect", PROTECT + "rekey: env:REKEY\n", (), "REKEY is read in every pod: put it into a Secret"),
+        ("ingest", INGEST, ("--image", "host/facemae"), "--image facemae: without a tag"),
+        ("ingest", INGEST, ("--image", "host:5000/facemae:latest"), "another try may run other code"),
+        ("ingest", INGEST, ("--image", f"host:5000/facemae@sha256:{'0' * 64}"), ""),
         ("protect", PROTECT + "gpus_per_worker: 1\nrekey: env:REKEY\n", ("--preset", "gpu", "--secret", "rekey"), ""),
     ],
 )

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
-from cluster.kubernetes import api, driver_log
 from cluster.kubernetes.run import KubernetesRun, apply
 from cluster.submitted import Phase
-from tests.cluster.kubernetes.api_server import Cluster, serving, write_kubeconfig
+from tests.cluster.kubernetes.api_server import Cluster
 from tests.cluster.kubernetes.operator import Attempt, operating
 from tests.infra.kubernetes.check import load
 
@@ -27,16 +23,6 @@ MANIFESTS: list[dict[str, Any]] = [
 ]
 Right = tuple[str, str, str]
 """Group, resource, verb."""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.setattr(api, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(driver_log, "POLL_SECONDS", 0.02)
-    with serving() as (found, url):
-        write_kubeconfig(tmp_path / "kubeconfig", url)
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-        yield found
 
 
 def right(request: str) -> Right:
@@ -74,6 +60,7 @@ def test_a_submitter_may_do_what_the_program_does(cluster: Cluster) -> None:
     KubernetesRun("other").cancel()
     asked = {right(request) for request in cluster.requests}
     assert asked - granted() == set()
+    assert {resource for _, resource, _ in granted() - asked} <= {"rayclusters", *(resource for _, resource, _ in asked)}  # for kubectl
     assert {verb for _, _, verb in asked} >= {"get", "list", "create", "delete"}
 
 

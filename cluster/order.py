@@ -39,6 +39,16 @@ class Segment:
     stop: int
 
 
+def require_tuples(batch_size: int, images_per_identity: int, lanes: int) -> None:
+    """Raise OrderError unless a batch is a whole number of tuples in every lane."""
+    unit = lanes * images_per_identity
+    if min(lanes, images_per_identity, batch_size) < 1 or batch_size % unit:
+        raise OrderError(
+            f"a batch of {batch_size} does not divide into {lanes} lanes of whole tuples of {images_per_identity} "
+            f"images: give a multiple of lanes x images per identity = {unit}"
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """Who reads what, and when: all of it follows from these fields.
@@ -61,12 +71,7 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unit = self.lanes * self.images_per_identity
-        if min(self.lanes, self.images_per_identity, self.batch_size) < 1 or self.batch_size % unit:
-            raise OrderError(
-                f"a batch of {self.batch_size} does not divide into {self.lanes} lanes of whole tuples of {self.images_per_identity} "
-                f"images: give a multiple of lanes x images per identity = {unit}"
-            )
+        require_tuples(self.batch_size, self.images_per_identity, self.lanes)
         if self.num_tuples < self.lanes:
             raise OrderError(
                 f"{self.num_samples} samples are too few for {self.lanes} lanes of tuples of {self.images_per_identity}: "

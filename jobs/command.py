@@ -39,6 +39,9 @@ class UsageError(ValueError):
 class Config:
     """Base of every job's configuration: a frozen dataclass whose field docstrings are the help text."""
 
+    def check(self) -> None:
+        """Raise ValueError for values that cannot be, whatever the data: asked before a pipeline or a submission begins."""
+
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
 
     takes_file: ClassVar[bool] = True
@@ -87,6 +90,7 @@ def parse(kind: type[ConfigT], arguments: Sequence[str], program: str) -> Config
         SystemExit: wrong flags, or ``--help``; the explanation was printed.
     """
     if not kind.takes_file:
+        _take_config(arguments)  # a field of its own, and given once like any file
         return tyro.cli(kind, prog=program, args=list(arguments), description=inspect.cleandoc(kind.__doc__ or ""))
     rest, file = _take_config(arguments)
     epilog = "--config FILE.yaml gives the same fields as a file (names with _ for -); flags override it."
@@ -118,7 +122,13 @@ def from_mapping(kind: type[ConfigT], content: Mapping[str, Any], *, where: str,
             raise UsageError(f"{where}: the field {name!r} is missing")
         elif required:
             values[name] = tyro.MISSING
-    return kind(**values)
+    config = kind(**values)
+    if complete:
+        try:
+            config.check()
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}") from None
+    return config
 
 
 def main_of(kind: type[ConfigT], run: Callable[[ConfigT], Any], arguments: Sequence[str] | None = None) -> int:

@@ -40,11 +40,15 @@ class IngestConfig(RayConfig):
     keep_source: bool = True
     """Write each image's origin (path or record) into its .json member. Protected sets never carry it."""
 
+    def check(self) -> None:
+        """See Config."""
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size is {self.shard_size}: a shard holds at least one image")
+
 
 def run(config: IngestConfig) -> dict[str, Any]:
     """Ingest, and return the summary that is printed."""
-    if config.shard_size < 1:
-        raise ValueError(f"--shard-size {config.shard_size}: a shard holds at least one image")
+    config.check()
     root = listed_root(config.source)
     if root is not None:
         require_apart(root, config.output)

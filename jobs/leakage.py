@@ -81,6 +81,12 @@ class LeakageConfig(RayConfig):
     rekey: str | None = None
     """For a protected set made with --rekey: the same secret, at env:NAME or file:PATH."""
 
+    def check(self) -> None:
+        """See Config."""
+        limits_of(self.max_cmc1, self.max_identity_cmc1)
+        if not 0 < self.recall <= 1:
+            raise ValueError(f"recall is {self.recall}: give a share of the queries, above 0 to 1")
+
     def attackers(self) -> list[str]:
         """What attacks."""
         return [*self.recognizer, *([PIXELS] if self.pixels and PIXELS not in self.recognizer else [])]
@@ -92,7 +98,7 @@ class LeakageConfig(RayConfig):
 
 def run(config: LeakageConfig) -> dict[str, Any]:
     """Embed what is missing, run the searches, write leakage.json, print the table and return the summary."""
-    limits_of(config.max_cmc1, config.max_identity_cmc1)  # refused now, not after hours
+    config.check()  # refused now, not after hours
     for root in (config.original, config.protected):
         require_apart(root, config.output)  # ranks in a set that is handed out would lead back to the originals
     embedders = embedders_of(config)

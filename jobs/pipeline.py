@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from cluster.session import session
 from cluster.store import join_url
+from facemae.recognizer.pixels import PIXELS
 from jobs import embed, ingest, leakage, pretrain, protect, report, train, verify
 from jobs.command import Config, UsageError, from_mapping, main_of
 
@@ -81,6 +82,10 @@ def plan(config: PipelineConfig) -> list[tuple[str, Any, Config]]:
     """
     if config.recognizer in config.attackers:
         raise UsageError(f"{config.recognizer} sits in the loss and attacks too: it would measure what was trained to please it")
+    for name in (config.recognizer, *config.attackers):
+        if not name.endswith(".onnx") and name != PIXELS and name not in config.pretrain:
+            known = ", ".join(config.pretrain) or "none"
+            raise UsageError(f"{name!r} is neither an ONNX file nor the name of a section of pretrain ({known})")
     training, original, protected = (join_url(config.root, name) for name in ("training", "original", "protected"))
     weights, results = join_url(config.root, "run"), join_url(config.folder, "leakage")
     inside, *attackers = (_recognizer(config, name) for name in (config.recognizer, *config.attackers))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.dataset import Dataset
 from cluster.inputs import require_apart
+from cluster.order import require_tuples
 from cluster.pretrain_job import PretrainJob, PretrainRecipe, count_classes, plan_pretraining
 from cluster.recognizer_file import local_recognizer
 from cluster.session import session
@@ -23,7 +24,7 @@ from cluster.weights import local_weights
 from facemae.recognizer.augment import AugmentConfig
 from facemae.weights import WEIGHTS_FILE
 from jobs.command import RayConfig, main_of
-from jobs.train import fitting_workers, read_deepspeed, worker_gpu
+from jobs.train import check_length, fitting_workers, read_deepspeed, worker_gpu
 
 if TYPE_CHECKING:
     from facemae.recognizer.backbone import Backbone
@@ -99,6 +100,14 @@ class PretrainConfig(RayConfig):
     """Write down in OUTPUT/keys which images every step saw, by key, for facemae verify."""
     max_failures: int = 3
     """Restarts after a dead worker before training is given up."""
+
+    def check(self) -> None:
+        """See Config."""
+        require_tuples(self.batch_size, 1, self.lanes)
+        check_length(self)
+        worker_gpu(self)
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate is {self.rate}: give a share of the people, above 0 to 1")
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:

@@ -83,6 +83,11 @@ class ProtectConfig(RayConfig):
             if isinstance(reference, str):
                 require_reference(reference, f"{flag}: the secret")
 
+    def check(self) -> None:
+        """See Config."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: give 1 or more")
+
 
 def run(config: ProtectConfig) -> dict[str, Any]:
     """Protect or repair, and return the summary that is printed."""

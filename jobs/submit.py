@@ -103,6 +103,8 @@ def run(config: SubmitConfig) -> dict[str, Any]:
         ConnectionError: what was asked for cannot be reached, or refuses.
     """
     _require_no_credentials(config)
+    if config.name == "":
+        raise UsageError("--name is empty: give one, or leave it out")
     job, name = read_job(config.job, config.config), config.name or f"facemae-{config.job}-{secrets.token_hex(3)}"
     return _on_kubernetes(config, job, name) if config.to == KUBERNETES else _on_ray(config, job, name)
 

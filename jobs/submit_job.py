@@ -81,7 +81,10 @@ def read_job(name: str, file: str) -> InnerJob:
 def require_no_secrets(content: Mapping[str, Any], where: str) -> None:
     """Refuse what nobody else may read in a configuration that others can. Raises UsageError, which does not repeat it."""
     for field, value in _values(content):
-        last = field.rpartition(".")[2]
+        names = field.split(".")
+        free = names[:1] == ["pretrain"]  # the names of its sections are the user's
+        last, secret = names[-1], next((n for n, name in enumerate(names) if SECRETS.search(name) and not (free and n == 1)), None)
+        field = field if secret is None else ".".join(names[: secret + 1])  # what lies below may be the secret itself
         if "@" in field:
             raise UsageError(f"{where}: the name of a field holds an @, as a user or password would (it is not repeated here)")
         if isinstance(value, str) and carries_credentials(value):
@@ -89,7 +92,7 @@ def require_no_secrets(content: Mapping[str, Any], where: str) -> None:
                 f"{where}: {field} holds a user or password (it is not repeated here), and a submitted file can be read by others: "
                 "leave it out, credentials come from the environment there"
             )
-        if SECRETS.search(last) and value is not None:
+        if secret is not None and value is not None:
             try:
                 require_reference(str(value), f"{where}: {field}: a secret")
             except SecretError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import ray
 import timm
 
 from cluster.dataset import Dataset
+from cluster.order import require_tuples
 from cluster.picture import SIZE
 from cluster.recognizer_file import Recognizer, open_recognizer
 from cluster.session import session
@@ -98,6 +100,13 @@ class TrainConfig(RayConfig):
     max_failures: int = 3
     """Restarts after a dead worker before training is given up."""
 
+    def check(self) -> None:
+        """See Config."""
+        count_visible(_num_patches(self.architecture), self.mask_ratio)
+        require_tuples(self.batch_size, self.images_per_identity, self.lanes)
+        check_length(self)
+        worker_gpu(self)
+
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, and return the summary that is printed."""
@@ -121,13 +130,26 @@ def _recipe(config: TrainConfig) -> Recipe:
     weights = {name: getattr(config, f"{name}_weight") for name in names}
     changes = {name: weight for name, weight in weights.items() if weight is not None}
     loss = LossConfig.preset(config.loss, **changes, pixel_kind=config.pixel_kind, distance=config.distance, layers=config.layers)
-    patch_size = int(_known(config.architecture).split("_patch")[1].split("_")[0])
-    count_visible((SIZE // patch_size) ** 2, config.mask_ratio)
+    count_visible(_num_patches(config.architecture), config.mask_ratio)
     samples = config.samples or round(config.epochs * int(Dataset(config.data).description()["samples"]))
     if samples < 1:
         raise ValueError(f"--epochs {config.epochs} of this data set is less than one image")
     same = ("architecture", "mask_ratio", "batch_size", "images_per_identity", "lanes", "lr", "min_lr", "warmup", "weight_decay", "seed")
     return Recipe(loss=loss, samples=samples, **{name: getattr(config, name) for name in same})
+
+
+def check_length(config: Any) -> None:
+    """Raise ValueError for a training of no length, or with a learning rate or warm-up that cannot be."""
+    for name in ("epochs", "samples", "lr"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}: give more than 0")
+    if not 0 <= config.warmup <= 1:
+        raise ValueError(f"warmup is {config.warmup}: give a share of the training, 0 to 1")
+
+
+def _num_patches(architecture: str) -> int:
+    return (SIZE // int(_known(architecture).split("_patch")[1].split("_")[0])) ** 2
 
 
 def _known(architecture: str) -> str:

@@ -81,7 +81,10 @@ def _assert_nothing_leaks(secret: bytes, root: str) -> None:
         ({"original": {}}, "section original: the field 'source' is missing"),
         ({"attackers": ["inside"]}, "sits in the loss and attacks too"),
         ({"train": {"num_workers": 3}}, "section train: 3 workers do not divide 4 lanes: give num_workers: 2, or lanes: 3"),
-        ({"pretrain": {"inside": {"num_workers": 16}}}, "section pretrain inside: 16 workers do not divide 4 lanes: give num_workers: 4"),
+        (
+            {"pretrain": {"inside": {"num_workers": 16}, "attacker": {}}},
+            "section pretrain inside: 16 workers do not divide 4 lanes: give num_workers: 4",
+        ),
         ({"protect": {"method": "noise", "secret_seed": "a" * 64}}, "the secret is given by its place"),
     ],
 )
@@ -93,7 +96,14 @@ def test_a_wrong_file_is_refused_before_the_first_step(tmp_path: Path, changes: 
 
 @pytest.mark.parametrize(
     ("workers", "section", "expected"),
-    [(16, {}, 4), (3, {}, 2), (0, {}, 0), (16, {"lanes": 12}, 12), (8, {"lanes": 12}, 6), (16, {"num_workers": 1}, 1)],
+    [
+        (16, {}, 4),
+        (3, {}, 2),
+        (0, {}, 0),
+        (16, {"lanes": 12, "batch_size": 240}, 12),
+        (8, {"lanes": 12, "batch_size": 240}, 6),
+        (16, {"num_workers": 1}, 1),
+    ],
 )
 def test_a_training_takes_workers_that_divide_its_lanes(tmp_path: Path, workers: int, section: dict[str, int], expected: int) -> None:
     config = _config(str(tmp_path / "root"), tmp_path, num_workers=workers, train=section, pretrain={"inside": section, "attacker": {}})

@@ -23,7 +23,7 @@ recognizer: inside
 attackers: [outside]
 training: {source: "synthetic:ids=4,images=4"}
 original: {source: "synthetic:ids=4,images=4,seed=1"}
-pretrain: {inside: {lanes: 4}, outside: {lanes: 6, cpus_per_worker: 7}}
+pretrain: {inside: {lanes: 4}, outside: {lanes: 6, batch_size: 132, cpus_per_worker: 7}}
 train: {lanes: 8, gpus_per_worker: 0}
 protect: {cpus_per_worker: 3}
 """
@@ -77,6 +77,14 @@ def test_a_ray_cluster_gets_the_same_file_and_this_installations_modules(tmp_pat
         ("protect", PROTECT + "strength: -4\n", "blur"),
         ("protect", PROTECT.replace("blur", "facemae") + "weights: run\n", "weights: other machines do not reach run"),
         ("train", TRAIN + "num_workers: 3\n", "3 does not divide lanes: 4: give 2"),
+        ("train", TRAIN + "batch_size: 1000\nlanes: 64\n", "a batch of 1000 does not divide into 64 lanes"),
+        ("train", TRAIN + "mask_ratio: 1.5\n", "mask_ratio is 1.5"),
+        ("pipeline", PIPELINE.replace("lanes: 8", "lanes: 8, epochs: -1"), "section train: epochs is -1"),
+        ("pipeline", PIPELINE.replace("batch_size: 132", "batch_size: 128"), "section pretrain outside: a batch of 128"),
+        ("pipeline", PIPELINE.replace("[outside]", "[nobody]"), "'nobody' is neither an ONNX file nor the name of a section of pretrain"),
+        ("pipeline", PIPELINE + "leakage: {max_cmc1: 5}\n", "section leakage: --max-cmc1 5.0"),
+        ("protect", PROTECT + "batch_size: 0\n", "batch_size is 0"),
+        ("ingest", INGEST + "shard_size: 0\n", "shard_size is 0"),
         ("train", TRAIN + "deepspeed: zero.json\n", "deepspeed: other machines do not reach zero.json"),
         ("embed", "input: s3://bucket/x\nrecognizer: a.onnx\n", "recognizer: other machines do not reach a.onnx"),
         ("verify", "root: original\n", "root: original would go"),
@@ -106,6 +114,7 @@ def test_a_file_that_cannot_run_there_is_refused(
         ("protect", PROTECT.replace("blur", "noise") + f"seed: 0x{'4711abcd' * 4}\n"),
         ("protect", PROTECT.replace("s3://bucket/original", f"s3://KEY:{SECRET}@bucket/original")),
         ("protect", PROTECT + f"password: {SECRET}\n"),
+        ("protect", PROTECT + f"rekey: {{{SECRET}: 1}}\n"),
         ("protect", PROTECT + f"s3://KEY:{SECRET}@bucket/original: 1\n"),
         ("embed", f"input: s3://bucket/x\nrecognizer: s3://KEY:{SECRET}@bucket/a.onnx\n"),
         ("evaluate", f"recognizer: ['s3://bucket/a.onnx', 's3://KEY:{SECRET}@b/a.onnx']\noutput: s3://bucket/e\n"),
@@ -177,7 +186,7 @@ def rendered(folder: Path, job: str, text: str, preset: str = "cpu", pods: int |
 
 def test_the_workers_of_a_training_divide_its_lanes(tmp_path: Path) -> None:
     assert rendered(tmp_path, "train", TRAIN + "lanes: 8\n")["num_workers"] == 8
-    assert rendered(tmp_path, "train", TRAIN + "lanes: 9\ncpus_per_worker: 7\n")["num_workers"] == 3  # of 4 that fit
+    assert rendered(tmp_path, "train", TRAIN + "lanes: 9\nbatch_size: 252\ncpus_per_worker: 7\n")["num_workers"] == 3  # of 4 that fit
     assert rendered(tmp_path, "train", TRAIN + "lanes: 64\ngpus_per_worker: 1\n", "large")["num_workers"] == 64
     assert rendered(tmp_path, "train", TRAIN + "num_workers: 2\n")["num_workers"] == 2
 
@@ -193,7 +202,12 @@ def test_each_step_of_a_pipeline_gets_what_fits_it(tmp_path: Path) -> None:
     ("job", "text", "preset", "message"),
     [
         ("ingest", INGEST + "num_workers: 4000\n", "cpu", "num_workers: 4000, and 28 fit"),
-        ("train", TRAIN + "lanes: 4000\nnum_workers: 4000\ngpus_per_worker: 1\n", "large", "num_workers: 4000, and 64 fit"),
+        (
+            "train",
+            TRAIN + "lanes: 4000\nbatch_size: 16000\nnum_workers: 4000\ngpus_per_worker: 1\n",
+            "large",
+            "num_workers: 4000, and 64 fit",
+        ),
         ("ingest", INGEST + "cpus_per_worker: 8\n", "cpu", "cpus_per_worker: 8 and gpus_per_worker: 0 fit no pod"),
         ("ingest", INGEST + "gpus_per_worker: 1\n", "cpu", "fit no pod of --preset cpu (7 cores and 0 GPUs)"),
         ("ingest", INGEST + "gpus_per_worker: 2\n", "gpu", "fit no pod"),
@@ -245,3 +259,15 @@ def test_where_the_work_can_be_seen(tmp_path: Path) -> None:
     assert root("embed", "input: s3://bucket/x\nrecognizer: s3://bucket/a.onnx\n") == "s3://bucket/x"
     assert root("pipeline", PIPELINE) == "s3://bucket/pipeline"
     assert root("plan", "images: 1e6\n") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(("--name", ""), "--name is empty"), (("--config", "other.yaml"), "--config is given 2 times")],
+)
+@pytest.mark.parametrize("target", [IMAGE, RAY], ids=["kubernetes", "ray"])
+def test_flags_that_would_be_lost_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: tuple[str, ...], flags: tuple[str, ...], message: str
+) -> None:
+    assert submit(tmp_path, "ingest", INGEST, *target, *flags) == 2
+    assert message in capsys.readouterr().err

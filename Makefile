@@ -47,7 +47,7 @@ faults: $(READY)
 	$(BIN)/python -m pytest -m "not scale" tests/faults tests/infra $(LONG) --kills 24 --faults-report faults.json
 
 cluster-test: $(READY)
-	$(BIN)/python -m pytest tests/nodes -m nodes -v
+	$(BIN)/python -m pytest tests/nodes tests/infra/test_monitoring.py tests/cluster/kubernetes/test_start.py -m nodes -v
 
 test-all: $(READY)
 	$(BIN)/python -m pytest

@@ -184,11 +184,13 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
         shutil.rmtree(rays, ignore_errors=True)
 
 
+@pytest.mark.nodes
 def test_ray_serves_every_metric(monitored: Monitored) -> None:
     assert OURS - monitored.served == set()
     assert RAYS - monitored.served == set()
 
 
+@pytest.mark.nodes
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian and Ubuntu: apt install prometheus)")
 def test_a_real_prometheus_answers_every_query(monitored: Monitored) -> None:
     for title, expression in _queries():
@@ -197,6 +199,7 @@ def test_a_real_prometheus_answers_every_query(monitored: Monitored) -> None:
         assert any(math.isfinite(value) for value in values), f"{title}: {expression}"
 
 
+@pytest.mark.nodes
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian and Ubuntu: apt install prometheus)")
 def test_the_numbers_are_those_of_the_run(monitored: Monitored) -> None:
     def last(expression: str) -> dict[str, float]:
@@ -221,6 +224,7 @@ def test_the_numbers_are_those_of_the_run(monitored: Monitored) -> None:
     assert seconds == {"fetch": 7, "compute": 7, "publish": 8}
 
 
+@pytest.mark.nodes
 @pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian and Ubuntu: apt install prometheus)")
 def test_a_real_prometheus_evaluates_every_alert(monitored: Monitored) -> None:
     rules = _ask(f"{monitored.prometheus}/api/v1/rules")["data"]["groups"][0]["rules"]

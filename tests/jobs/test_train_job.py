@@ -43,6 +43,7 @@ def test_two_workers_train_to_weights_that_protect(
     assert record["parent"]["samples"] == 60
     assert record["config"]["gradient_clipping"] == 0.5
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "attempts",
         "checkpoints",
         "grids",
         "keys",

@@ -84,6 +84,7 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.nodes
 @pytest.mark.timeout(SECONDS + 300)
 def test_the_probes_pass_and_the_command_arrives(head: Head) -> None:
     until = time.monotonic() + SECONDS

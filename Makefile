@@ -39,7 +39,8 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not scale and not nodes"
 
 # beside the fault suite, the files that have cases too long for `make test`
-LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests/cluster/test_protect.py tests/cluster/test_train.py \
+LONG = tests/cluster/test_index_build.py tests/cluster/test_index_large.py tests/cluster/test_leakage.py tests/cluster/test_pretrain.py \
+    tests/cluster/test_protect.py tests/cluster/test_train.py \
     tests/facemae/test_verification.py \
     tests/facemae/recognizer/test_export_onnx.py tests/jobs/test_compare.py tests/jobs/test_leakage_job.py \
     tests/jobs/test_rekey.py tests/jobs/test_repair.py tests/jobs/test_secrets.py

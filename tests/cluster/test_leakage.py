@@ -146,7 +146,7 @@ def _check_summary(output: Dataset, rows: dict[str, tuple[Any, ...]], identities
     assert (label["images"], label["traced"]) == (len(mine), sum(rank == 1 for rank in mine))
 
 
-def test_what_cells_leave_out_can_only_overstate_the_leakage(ray_session: None, tmp_path: Path) -> None:
+def test_what_cells_leave_out_can_only_overstate_the_leakage(long: None, ray_session: None, tmp_path: Path) -> None:
     originals, protected = faces()
     gallery_set, queries = write_set(tmp_path / "original", originals), write_set(tmp_path / "protected", protected)
     expected = brute_force(protected, originals, leave_out_own=False)
@@ -183,7 +183,7 @@ def test_what_cells_leave_out_can_only_overstate_the_leakage(ray_session: None, 
         assert (again.committed, gallery._actors) == (0, [])
 
 
-def test_utility_by_cells_is_not_overstated(ray_session: None, tmp_path: Path) -> None:
+def test_utility_by_cells_is_not_overstated(long: None, ray_session: None, tmp_path: Path) -> None:
     """That a query finds itself does not answer whether anybody is nearer than its person's other images."""
     _, protected = faces()
     one = write_set(tmp_path / "protected", protected)

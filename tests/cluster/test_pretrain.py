@@ -91,7 +91,7 @@ def centers_of(job: PretrainJob) -> torch.Tensor:
 @pytest.mark.faults
 @pytest.mark.s3
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(ray_session: None, data: Dataset, s3_root: str):
+def test_a_run_that_is_killed_stopped_and_moved_ends_as_an_undisturbed_one(long: None, ray_session: None, data: Dataset, s3_root: str):
     killer = TrainingKiller(s3_root, os.getpid(), [(2, "worker"), (2, "stop")], seed=0)
     killer.start()
     with pytest.raises(Interrupted, match=r"stopped at step [3-7] of 8"):

@@ -103,6 +103,7 @@ def main() -> None:
         result["resume"] = resume(arguments.shards)
     _print(result)
     if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "driver.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

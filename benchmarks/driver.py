@@ -81,8 +81,8 @@ class Nothing(Processor[Unit]):
         """Never called."""
 
     def compute(self, unit: Unit, fetched: None) -> ShardData:
-        """Never called."""
-        raise NotImplementedError
+        """Fails: a resume that computes anything is none."""
+        raise AssertionError(f"shard {unit.name} is committed, and was begun again")
 
 
 def main() -> None:
